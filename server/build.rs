@@ -1,48 +1,79 @@
 //! Builds the component, compiles it ahead of time for the target machine, and leaves the machine
 //! code where `src/component.rs` embeds it.
 
-use std::error::Error;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::{env, fs, process};
-
 #[path = "src/engine.rs"]
 mod engine;
+
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::{env, fs};
+use wasmtime::Engine;
+
+const WASM: &str = "wasm32-wasip2";
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() {
     if let Err(error) = build() {
         println!("cargo::error={error}");
-        process::exit(1);
+        exit(1);
     }
 }
 
-fn build() -> Result<(), Box<dyn Error>> {
-    for path in ["../Cargo.toml", "../Cargo.lock", "../src", "src/engine.rs"] {
-        println!("cargo::rerun-if-changed={path}");
+fn build() -> Result<()> {
+    // What the component is made of; Cargo knows what the server is made of.
+    for path in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "src"] {
+        println!("cargo::rerun-if-changed=../{path}");
     }
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    let wasm = fs::read(component("wasi", &out)?)?;
+    println!("cargo::rustc-env=WASMTIME_VERSION={}", wasmtime_environ::VERSION);
+    require_target()?;
     let mut config = engine::config();
     config.target(&env::var("TARGET")?)?;
-    let code = wasmtime::Engine::new(&config)?.precompile_component(&wasm)?;
-    println!("cargo::warning=wasm {} cwasm {}", wasm.len(), code.len());
-    fs::write(out.join("wasi.cwasm"), code)?;
-    println!("cargo::rustc-env=WASMTIME_VERSION={}", wasmtime_environ::VERSION);
+    let engine = Engine::new(&config)?;
+    embed("wasi", &engine)?;
+    if cfg!(feature = "spin") {
+        embed("spin", &engine)?;
+    }
     Ok(())
 }
 
-fn component(door: &str, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let dir = out.join(door);
-    let status = Command::new(env::var("CARGO")?)
-        .args(["build", "--release", "--locked", "--target", "wasm32-wasip2"])
+/// Leaves the component behind this door as `$OUT_DIR/<door>.cwasm`, its digest in the environment.
+fn embed(door: &str, engine: &Engine) -> Result<()> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let wasm = fs::read(component(door, &out.join(door))?)?;
+    fs::write(out.join(format!("{door}.cwasm")), engine.precompile_component(&wasm)?)?;
+    let digest = Sha256::digest(&wasm);
+    println!("cargo::rustc-env={}_DIGEST={digest:x}", door.to_uppercase());
+    Ok(())
+}
+
+/// Builds the component, in a target folder of its own: the outer Cargo holds the lock on its own.
+fn component(door: &str, target_dir: &Path) -> Result<PathBuf> {
+    let output = Command::new(env::var("CARGO")?)
+        .args(["build", "--release", "--locked", "--target", WASM])
         .args(["--package", "wasi-essentials", "--no-default-features", "--features", door])
-        .arg("--target-dir").arg(&dir)
+        .arg("--target-dir")
+        .arg(target_dir)
         .current_dir("..")
+        // Both are meant for the outer build: flags for another target, and clippy.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .status()?;
-    if !status.success() {
-        return Err(format!("the component did not build").into());
+        .output()?;
+    if !output.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        return Err(format!("the component does not build with its `{door}` door").into());
     }
-    Ok(dir.join("wasm32-wasip2/release/wasi_essentials.wasm"))
+    Ok(target_dir.join(WASM).join("release/wasi_essentials.wasm"))
+}
+
+fn require_target() -> Result<()> {
+    let output = Command::new(env::var("RUSTC")?)
+        .args(["--print", "target-libdir", "--target", WASM])
+        .output()?;
+    let libdir = String::from_utf8(output.stdout)?;
+    if !Path::new(libdir.trim()).is_dir() {
+        return Err(format!("Rust lacks the {WASM} target: run `rustup target add {WASM}`").into());
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ pub const MEMORY_BYTES: usize = 32 << 20;
 pub fn config() -> Config {
     let mut config = Config::new();
     config
+        .concurrency_support(cfg!(feature = "spin"))
         .epoch_interruption(true)
         .generate_address_map(false)
         .memory_guard_size(64 << 10)

@@ -1,0 +1,54 @@
+# Two images from one file:
+#
+#   docker build -t wasi-essentials .                            the production image: one static file
+#   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
+
+ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
+
+FROM ${RUST_IMAGE} AS builder
+
+WORKDIR /build
+# One static binary, by way of musl; the few lines of C in Wasmtime compile with the image's gcc.
+RUN target="$(uname -m)-unknown-linux-musl" \
+    && rustup target add wasm32-wasip2 "$target" \
+    && mkdir -p .cargo \
+    && printf '[build]\ntarget = "%s"\n[env]\nTARGET_CC = "gcc"\n' "$target" > .cargo/config.toml
+
+# The dependencies, before the sources: they take minutes and change seldom.
+COPY Cargo.toml Cargo.lock ./
+COPY server/Cargo.toml server/
+RUN mkdir -p src server/src/bin \
+    && touch src/lib.rs server/src/lib.rs \
+    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/wasi-essentials-spin.rs \
+    && cargo build --release --locked --package server
+
+# The sources. `touch`, because Cargo goes by the time of a file, and these are older than the above.
+COPY src src
+COPY server server
+RUN find src server -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked --package server \
+    && cp target/*-musl/release/wasi-essentials /usr/local/bin/
+
+USER 65532:65532
+EXPOSE 5000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=2s CMD ["wasi-essentials", "healthcheck"]
+ENTRYPOINT ["wasi-essentials"]
+
+
+FROM scratch
+
+ARG VERSION=1.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="wasi-essentials" \
+      org.opencontainers.image.description="A Hello/Health web service as a WebAssembly component, shipped as an ordinary container" \
+      org.opencontainers.image.source="https://github.com/wasi-essentials/wasi-essentials" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="MIT"
+
+COPY --from=builder /usr/local/bin/wasi-essentials /wasi-essentials
+
+USER 65532:65532
+EXPOSE 5000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=2s CMD ["/wasi-essentials", "healthcheck"]
+ENTRYPOINT ["/wasi-essentials"]

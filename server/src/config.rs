@@ -1,0 +1,174 @@
+//! The configuration: read once at start-up from flags and the environment, never again.
+
+use crate::log::{Format, printable};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// The settings, for `--help`.
+pub const HELP: &str = "\
+Settings, from the environment:
+  LISTEN           address and port to listen on       0.0.0.0:5000
+  PORT             the port alone; LISTEN has priority  5000
+  LOG_FORMAT       text or json                         text
+  ACCESS_LOG       on or off: a line for each request   on
+  MAX_CONNECTIONS  connections open at a time           10000
+  MAX_REQUESTS     requests in the component at a time  256
+  HEADER_TIMEOUT   for a request's head to arrive       30s
+  GUEST_TIMEOUT    for the component to answer          10s
+  DRAIN_TIMEOUT    for a shutdown to let work finish    8s";
+
+/// Validated settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub log_format: Format,
+    pub access_log: bool,
+    pub max_connections: u32,
+    pub max_requests: u32,
+    pub header_timeout: Duration,
+    pub guest_timeout: Duration,
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// Reads the settings: `listen` from the command line, the rest through `env`, a view of the
+    /// environment. A variable that is set but empty counts as not set.
+    ///
+    /// # Errors
+    /// One line that names the setting, its value and what it takes.
+    pub fn read(
+        listen: Option<String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, String> {
+        let env = Env(env);
+        let port = env.get("PORT", 5000, port)?;
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let listen = match listen {
+            Some(value) => check("--listen", &value, address)?,
+            None => env.get("LISTEN", any, address)?,
+        };
+        Ok(Self {
+            listen,
+            log_format: env.get("LOG_FORMAT", Format::Text, format)?,
+            access_log: env.get("ACCESS_LOG", true, switch)?,
+            max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
+            max_requests: env.get("MAX_REQUESTS", 256, count::<4096>)?,
+            header_timeout: env.get("HEADER_TIMEOUT", Duration::from_secs(30), duration)?,
+            guest_timeout: env.get("GUEST_TIMEOUT", Duration::from_secs(10), duration)?,
+            drain_timeout: env.get("DRAIN_TIMEOUT", Duration::from_secs(8), duration)?,
+        })
+    }
+}
+
+struct Env<F>(F);
+
+impl<F: Fn(&str) -> Option<String>> Env<F> {
+    fn get<T>(&self, name: &str, default: T, parse: Parse<T>) -> Result<T, String> {
+        match (self.0)(name).filter(|value| !value.is_empty()) {
+            Some(value) => check(name, &value, parse),
+            None => Ok(default),
+        }
+    }
+}
+
+/// Reads a value, or says what a value would have to be.
+type Parse<T> = fn(&str) -> Result<T, String>;
+
+fn check<T>(name: &str, value: &str, parse: Parse<T>) -> Result<T, String> {
+    parse(value).map_err(|wanted| format!("{name}={}: {wanted}", printable(value)))
+}
+
+fn address(value: &str) -> Result<SocketAddr, String> {
+    let wanted = "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)";
+    value.parse().map_err(|_| wanted.into())
+}
+
+fn port(value: &str) -> Result<u16, String> {
+    let wanted = "not a port number (0–65535)";
+    value.parse().map_err(|_| wanted.into())
+}
+
+fn format(value: &str) -> Result<Format, String> {
+    match value {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        _ => Err("not a log format (text or json)".into()),
+    }
+}
+
+fn switch(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("neither on nor off".into()),
+    }
+}
+
+fn count<const MAX: u32>(value: &str) -> Result<u32, String> {
+    let in_range = value.parse().ok().filter(|n| (1..=MAX).contains(n));
+    in_range.ok_or_else(|| format!("not a whole number from 1 to {MAX}"))
+}
+
+fn duration(value: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(value).ok();
+    let in_range = parsed.filter(|d| (Duration::from_millis(1)..=DAY).contains(d));
+    in_range.ok_or_else(|| "not a time from 1ms to 1d (such as 8s or 500ms)".into())
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(env: &[(&str, &str)]) -> Result<Config, String> {
+        Config::read(None, |name| {
+            let (_, value) = env.iter().find(|(key, _)| *key == name)?;
+            Some(value.to_string())
+        })
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let config = read(&[]).expect("defaults");
+        assert_eq!(config.listen.to_string(), "0.0.0.0:5000");
+        for (name, default) in [
+            ("MAX_CONNECTIONS", config.max_connections.to_string()),
+            ("MAX_REQUESTS", config.max_requests.to_string()),
+            ("HEADER_TIMEOUT", format!("{:?}", config.header_timeout)),
+            ("GUEST_TIMEOUT", format!("{:?}", config.guest_timeout)),
+            ("DRAIN_TIMEOUT", format!("{:?}", config.drain_timeout)),
+        ] {
+            let line = HELP.lines().find(|line| line.contains(name)).expect(name);
+            assert!(line.ends_with(&format!(" {default}")), "{line}");
+        }
+    }
+
+    #[test]
+    fn listen_has_priority_over_port_and_the_flag_over_both() {
+        let listen = |env| read(env).expect("valid").listen.to_string();
+        assert_eq!(listen(&[("PORT", "80")]), "0.0.0.0:80");
+        assert_eq!(listen(&[("PORT", "80"), ("LISTEN", "[::1]:81")]), "[::1]:81");
+        assert_eq!(listen(&[("PORT", "")]), "0.0.0.0:5000");
+        let flag = Config::read(Some("127.0.0.1:82".into()), |_| Some("83".into()));
+        assert!(flag.expect_err("LISTEN is not looked at, LOG_FORMAT is").starts_with("LOG_FORMAT=83"));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_it_takes() {
+        for (name, value, wanted) in [
+            ("PORT", "abc", "not a port number (0–65535)"),
+            ("PORT", "65536", "not a port number (0–65535)"),
+            ("LISTEN", "5000", "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)"),
+            ("LOG_FORMAT", "xml", "not a log format (text or json)"),
+            ("ACCESS_LOG", "1", "neither on nor off"),
+            ("MAX_REQUESTS", "0", "not a whole number from 1 to 4096"),
+            ("DRAIN_TIMEOUT", "8", "not a time from 1ms to 1d (such as 8s or 500ms)"),
+            ("DRAIN_TIMEOUT", "0s", "not a time from 1ms to 1d (such as 8s or 500ms)"),
+        ] {
+            let error = read(&[(name, value)]).expect_err(value);
+            assert_eq!(error, format!("{name}={value}: {wanted}"));
+        }
+        assert!(read(&[("PORT", "\u{1b}[2J")]).expect_err("").starts_with("PORT=\\u{1b}[2J: "));
+    }
+}

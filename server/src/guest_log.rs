@@ -1,0 +1,108 @@
+//! The guest's standard output and error: each line becomes a line of the log.
+
+use crate::log::Log;
+use bytes::Bytes;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+/// Bytes of a line before it is broken up.
+const LINE_BYTES: usize = 4096;
+
+/// One guest's stream, and every handle that the guest opens on it.
+#[derive(Clone)]
+pub struct GuestLog {
+    log: Log,
+    line: Arc<Mutex<Vec<u8>>>,
+}
+
+impl GuestLog {
+    pub fn new(log: &Log) -> Self {
+        Self { log: log.clone(), line: Arc::default() }
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for chunk in piece.chunks(LINE_BYTES) {
+                line.extend_from_slice(chunk);
+                if line.ends_with(b"\n") || line.len() >= LINE_BYTES {
+                    self.end(&mut line);
+                }
+            }
+        }
+    }
+
+    fn end(&self, line: &mut Vec<u8>) {
+        let text = String::from_utf8_lossy(line);
+        self.log.event(format_args!("guest: {}", text.trim_end_matches('\n')));
+        line.clear();
+    }
+}
+
+impl Drop for GuestLog {
+    /// A guest that breaks off may leave a line without its end.
+    fn drop(&mut self) {
+        if let Some(line) = Arc::get_mut(&mut self.line) {
+            let mut line = std::mem::take(line.get_mut().unwrap_or_else(PoisonError::into_inner));
+            if !line.is_empty() {
+                self.end(&mut line);
+            }
+        }
+    }
+}
+
+impl IsTerminal for GuestLog {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for GuestLog {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for GuestLog {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for GuestLog {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        GuestLog::write(self, &bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(64 << 10)
+    }
+}
+
+impl AsyncWrite for GuestLog {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        GuestLog::write(&self, bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

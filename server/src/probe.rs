@@ -1,0 +1,57 @@
+//! The health probe: asks the server on this machine for `/health`, for images that have no shell
+//! and no curl.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// How long the answer may take.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Whether the server that listens on `address` answers `/health` with 200.
+///
+/// # Errors
+/// One line that says what came instead.
+pub fn healthy(address: SocketAddr) -> Result<(), String> {
+    let address = reachable(address);
+    let status = ask(address).map_err(|error| format!("{address} is not healthy: {error}"))?;
+    match status.as_str() {
+        "200" => Ok(()),
+        _ => Err(format!("{address} is not healthy: /health answered {status}")),
+    }
+}
+
+/// The address to ask at: a server that listens on all addresses listens on loopback, too.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+/// The status of the answer.
+fn ask(address: SocketAddr) -> io::Result<String> {
+    let deadline = Instant::now() + LIMIT;
+    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    // The status line is `HTTP/1.1 200 …` (RFC 9112, section 4).
+    let mut line = [0; 12];
+    let mut filled = 0;
+    while filled < line.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Zero would mean no limit.
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut line[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => filled += n,
+        }
+    }
+    match line.strip_prefix(b"HTTP/1.1 ") {
+        Some(status) => Ok(status.escape_ascii().to_string()),
+        None => Err(io::Error::other("the answer is not HTTP/1.1")),
+    }
+}

@@ -1,0 +1,154 @@
+//! What the black-box tests share: a server process, and an HTTP/1.1 client that hides nothing.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The shipped server: the component behind its WASI 0.2 door.
+pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
+
+/// A server process on a free port of 127.0.0.1, killed when dropped.
+pub struct Server {
+    process: Child,
+    pub address: SocketAddr,
+    /// The rest of its standard output.
+    pub log: BufReader<ChildStdout>,
+}
+
+impl Server {
+    pub fn start(executable: &str, env: &[(&str, &str)]) -> Self {
+        let mut process = command(executable)
+            .args(["--listen", "127.0.0.1:0"])
+            .envs(env.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut log = BufReader::new(process.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        log.read_line(&mut line).expect("the start-up line");
+        let (_, address) = line.split_once("http://").expect(&line);
+        let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        let address = address[..end.unwrap_or(address.len())].parse().expect(&line);
+        Self { process, address, log }
+    }
+
+    /// The next line of the log, without its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.log.read_line(&mut line).expect("a line of log");
+        assert!(line.ends_with('\n'), "the log ended: {line}");
+        line.trim_end().to_owned()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, signal).expect("the server lives");
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn end(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The executable, without settings that the machine's environment happens to have.
+pub fn command(executable: &str) -> Command {
+    let mut command = Command::new(executable);
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// One answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The values of a header, in order.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        let named = self.headers.iter().filter(|(key, _)| key == name);
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// A connection that sends bytes as they are.
+pub struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_nodelay(true).expect("no delay");
+        Self(BufReader::new(stream))
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.0.get_mut().write_all(bytes.as_ref())
+    }
+
+    /// Sends a request without a body, and reads its answer.
+    pub fn request(&mut self, method: &str, target: &str) -> io::Result<Answer> {
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        self.answer(method)
+    }
+
+    /// Reads the answer to a request of this method: a head, and as much body as its
+    /// `content-length` says.
+    pub fn answer(&mut self, method: &str) -> io::Result<Answer> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if self.0.read_until(b'\n', &mut head)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let head = String::from_utf8(head).map_err(io::Error::other)?;
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1));
+        let mut answer = Answer {
+            status: status.and_then(|s| s.parse().ok()).expect(&head),
+            headers: lines
+                .filter_map(|line| line.split_once(':'))
+                .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+                .collect(),
+            body: Vec::new(),
+        };
+        if method != "HEAD" {
+            let length = answer.header("content-length");
+            let length = length.first().and_then(|n| n.parse().ok()).unwrap_or(0);
+            answer.body.resize(length, 0);
+            self.0.read_exact(&mut answer.body)?;
+        }
+        Ok(answer)
+    }
+
+    /// What the server sends until it closes the connection.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest)?;
+        Ok(rest)
+    }
+}

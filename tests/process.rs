@@ -1,0 +1,275 @@
+//! The server as a process: its command line, its start, its log, its end.
+
+mod harness;
+
+use harness::{Answer, Connection, Server, WASI, command};
+use rustix::process::Signal;
+use std::io;
+use std::net::TcpListener;
+use std::process::Output;
+use std::thread;
+
+fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = command(WASI);
+    command.args(arguments).envs(env.iter().copied());
+    command.output().expect("the server runs")
+}
+
+#[track_caller]
+fn assert_error(output: &Output, status: i32, line: &str) {
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("error: {line}\n"));
+    assert_eq!(output.status.code(), Some(status));
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
+fn help_names_every_command_and_setting() {
+    let help = run(&["--help"], &[]);
+    let text = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.status.success());
+    for word in ["serve", "healthcheck", "--listen", "--version", "LISTEN", "PORT", "LOG_FORMAT"] {
+        assert!(text.contains(word), "{word} is not in:\n{text}");
+    }
+    assert_eq!(run(&["-h"], &[]).stdout, help.stdout);
+}
+
+#[test]
+fn version_names_the_runtime_and_the_component() {
+    let version = run(&["--version"], &[]);
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    let expected = concat!("wasi-essentials ", env!("CARGO_PKG_VERSION"), " (wasmtime 48.");
+    assert!(text.starts_with(expected), "{text}");
+    let (_, digest) = text.split_once("component sha256:").expect(&text);
+    let digest = digest.trim_end().trim_end_matches(')');
+    assert!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "{text}");
+}
+
+#[test]
+fn bad_arguments_end_it_with_2() {
+    for (arguments, line) in [
+        (&["frobnicate"][..], "unknown command \"frobnicate\"; see --help"),
+        (&["--frobnicate"], "invalid option '--frobnicate'; see --help"),
+        (&["--listen"], "missing argument for option '--listen'; see --help"),
+        (&["serve", "healthcheck"], "unexpected argument \"healthcheck\"; see --help"),
+        (
+            &["--listen", "here"],
+            "--listen=here: not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)",
+        ),
+    ] {
+        assert_error(&run(arguments, &[]), 2, line);
+    }
+}
+
+#[test]
+fn bad_settings_end_it_with_2() {
+    for (name, value, wanted) in [
+        ("PORT", "abc", "not a port number (0–65535)"),
+        ("LOG_FORMAT", "xml", "not a log format (text or json)"),
+        ("MAX_CONNECTIONS", "-1", "not a whole number from 1 to 1000000"),
+    ] {
+        assert_error(&run(&[], &[(name, value)]), 2, &format!("{name}={value}: {wanted}"));
+    }
+}
+
+#[test]
+fn an_address_in_use_ends_it_with_1() {
+    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = other.local_addr().expect("an address").to_string();
+    let line = format!("cannot listen on {address}: the address is in use; choose another with PORT");
+    assert_error(&run(&["--listen", &address], &[]), 1, &line);
+    assert_error(&run(&[], &[("LISTEN", &address)]), 1, &line);
+}
+
+#[test]
+fn it_ends_at_once_when_idle() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let mut server = Server::start(WASI, &[]);
+        server.signal(signal);
+        let line = server.line();
+        assert!(line.ends_with(&format!("{name}: shutting down, 0 connections open")), "{line}");
+        assert_eq!(server.end().code(), Some(0));
+    }
+}
+
+#[test]
+fn busy_clients_lose_no_request_at_the_end() {
+    let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
+    let address = server.address;
+    let (served, first_answers) = std::sync::mpsc::channel();
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let served = served.clone();
+            thread::spawn(move || {
+                let mut connection = Connection::open(address);
+                for round in 0.. {
+                    let answer = connection.request("GET", "/").expect("no request is cut");
+                    assert_eq!(answer.body, b"Hello from Docker!");
+                    if answer.header("connection") == ["close"] {
+                        return;
+                    }
+                    if round == 0 {
+                        served.send(()).expect("the test waits");
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in &clients {
+        first_answers.recv().expect("every client is served");
+    }
+    server.signal(Signal::TERM);
+    for client in clients {
+        client.join().expect("no client loses a request");
+    }
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_never_finishes_does_not_keep_it() {
+    let mut server = Server::start(WASI, &[("DRAIN_TIMEOUT", "400ms")]);
+    // The body that it promises keeps the request open.
+    let mut connection = Connection::open(server.address);
+    let head = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n";
+    connection.send(head).expect("sent");
+    assert_eq!(connection.answer("POST").expect("an answer").status, 405);
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = Server::start(WASI, &[("DRAIN_TIMEOUT", "1h")]);
+    let mut connection = Connection::open(server.address);
+    connection.send("GET / HTTP/1.1\r\n").expect("sent");
+    server.signal(Signal::TERM);
+    server.line();
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn healthcheck_tells_by_its_exit_status() {
+    let server = Server::start(WASI, &[]);
+    let address = server.address.to_string();
+    let port = server.address.port().to_string();
+    assert!(run(&["healthcheck", "--listen", &address], &[]).status.success());
+    assert!(run(&["healthcheck"], &[("LISTEN", &address)]).status.success());
+    // A server on all addresses is asked on loopback.
+    assert!(run(&["healthcheck"], &[("PORT", &port)]).status.success());
+    drop(server);
+    let line = format!("{address} is not healthy: Connection refused (os error 111)");
+    assert_error(&run(&["healthcheck"], &[("LISTEN", &address)]), 1, &line);
+}
+
+#[test]
+fn healthcheck_takes_only_200_from_http() {
+    for (answer, reason) in [
+        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "/health answered 503"),
+        ("220 mail ready", "the answer is not HTTP/1.1"),
+        ("", "unexpected end of file"),
+    ] {
+        let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = other.local_addr().expect("an address").to_string();
+        let peer = thread::spawn(move || {
+            let (mut stream, _) = other.accept()?;
+            io::Write::write_all(&mut stream, answer.as_bytes())?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            // Until the probe has gone: a close now could overtake the answer.
+            io::copy(&mut stream, &mut io::sink())
+        });
+        let output = run(&["healthcheck"], &[("LISTEN", &address)]);
+        assert_error(&output, 1, &format!("{address} is not healthy: {reason}"));
+        let _ = peer.join();
+    }
+}
+
+#[test]
+fn healthcheck_gives_up_on_silence() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let output = run(&["healthcheck"], &[("LISTEN", &address)]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.starts_with(&format!("error: {address} is not healthy: ")), "{error}");
+}
+
+fn get(server: &Server, target: &str) -> io::Result<Answer> {
+    Connection::open(server.address).request("GET", target)
+}
+
+#[test]
+fn the_log_has_a_line_for_each_request() {
+    let mut server = Server::start(WASI, &[]);
+    get(&server, "/health?secret=1").expect("an answer");
+    let line = server.line();
+    let fields: Vec<_> = line.split(' ').collect();
+    let [time, peer, "GET", "/health", "200", "2B", took] = fields[..] else {
+        panic!("{line}");
+    };
+    assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
+    assert!(peer.starts_with("127.0.0.1:"), "{line}");
+    assert!(took.strip_suffix("us").is_some_and(|n| n.parse::<u64>().is_ok()), "{line}");
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
+    get(&server, "/%22?x").expect("an answer");
+    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    assert_eq!(line["method"], "GET");
+    assert_eq!(line["path"], "/%22");
+    assert_eq!(line["status"], 404);
+    assert_eq!(line["bytes"], 9);
+    assert!(line["us"].is_u64() && line["time"].is_string() && line["peer"].is_string());
+    server.signal(Signal::TERM);
+    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    assert_eq!(line["message"], "SIGTERM: shutting down, 0 connections open");
+}
+
+#[test]
+fn the_access_log_can_be_off() {
+    let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
+    get(&server, "/").expect("an answer");
+    server.signal(Signal::TERM);
+    let line = server.line();
+    assert!(line.contains("shutting down"), "{line}");
+}
+
+#[test]
+fn no_request_can_write_control_characters_to_the_log() {
+    let mut server = Server::start(WASI, &[]);
+    let mut sent = 0;
+    for byte in (0..=0x1f).chain(0x7f..=0xff).filter(|byte| ![b'\r', b'\n'].contains(byte)) {
+        let mut connection = Connection::open(server.address);
+        let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
+        connection.send(request).expect("sent");
+        sent += u32::from(connection.answer("GET").expect("an answer").status == 404);
+    }
+    get(&server, "/end").expect("an answer");
+    let mut lines = 0;
+    loop {
+        let line = server.line();
+        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
+        if line.contains("/end") {
+            break;
+        }
+        lines += 1;
+    }
+    assert_eq!(lines, sent);
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_it() {
+    let mut server = Server::start(WASI, &[]);
+    let target = format!("/{}", "x".repeat(8000));
+    let mut connection = Connection::open(server.address);
+    // 3.2 MB of lines: more than the pipe's 64 KiB and the log's 1 MiB hold.
+    for _ in 0..400 {
+        assert_eq!(connection.request("GET", &target).expect("an answer").status, 404);
+    }
+    // Once it is read again, it tells what is missing.
+    while !server.line().ends_with("lines of log lost: its reader is too slow") {}
+    server.signal(Signal::TERM);
+    while !server.line().contains("shutting down") {}
+    assert_eq!(server.end().code(), Some(0));
+}

@@ -253,8 +253,7 @@ impl Protocol {
             .timer(TokioTimer::new())
             .header_read_timeout(config.header_timeout)
             .max_headers(HEADER_COUNT)
-            .max_buf_size(HEADER_BYTES)
-            .pipeline_flush(true);
+            .max_buf_size(HEADER_BYTES);
         http.http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)

@@ -26,7 +26,10 @@ fn build() -> Result<()> {
     for path in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "src"] {
         println!("cargo::rerun-if-changed=../{path}");
     }
-    println!("cargo::rustc-env=WASMTIME_VERSION={}", wasmtime_environ::VERSION);
+    println!(
+        "cargo::rustc-env=WASMTIME_VERSION={}",
+        wasmtime_environ::VERSION
+    );
     require_target()?;
     let mut config = engine::config();
     config.target(&env::var("TARGET")?)?;
@@ -42,7 +45,10 @@ fn build() -> Result<()> {
 fn embed(door: &str, engine: &Engine) -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let wasm = fs::read(component(door, &out.join(door))?)?;
-    fs::write(out.join(format!("{door}.cwasm")), engine.precompile_component(&wasm)?)?;
+    fs::write(
+        out.join(format!("{door}.cwasm")),
+        engine.precompile_component(&wasm)?,
+    )?;
     let digest = Sha256::digest(&wasm);
     println!("cargo::rustc-env={}_DIGEST={digest:x}", door.to_uppercase());
     Ok(())
@@ -52,7 +58,13 @@ fn embed(door: &str, engine: &Engine) -> Result<()> {
 fn component(door: &str, target_dir: &Path) -> Result<PathBuf> {
     let output = Command::new(env::var("CARGO")?)
         .args(["build", "--release", "--locked", "--target", WASM])
-        .args(["--package", "wasi-essentials", "--no-default-features", "--features", door])
+        .args([
+            "--package",
+            "wasi-essentials",
+            "--no-default-features",
+            "--features",
+            door,
+        ])
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir("..")

@@ -31,7 +31,11 @@ fn health() -> Response<Bytes> {
 }
 
 fn allow(answer: Response<Bytes>) -> Response<Bytes> {
-    with(answer, ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"))
+    with(
+        answer,
+        ALLOW,
+        HeaderValue::from_static("GET, HEAD, OPTIONS"),
+    )
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Bytes> {
@@ -39,11 +43,19 @@ fn text(status: StatusCode, body: &'static str) -> Response<Bytes> {
     *answer.status_mut() = status;
     // An exact length, so that no host falls back to chunked encoding.
     answer = with(answer, CONTENT_LENGTH, body.len().into());
-    answer = with(answer, X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer = with(
+        answer,
+        X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     if body.is_empty() {
         return answer;
     }
-    with(answer, CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))
+    with(
+        answer,
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    )
 }
 
 fn with(mut answer: Response<Bytes>, name: HeaderName, value: HeaderValue) -> Response<Bytes> {
@@ -67,7 +79,10 @@ mod tests {
         assert_eq!(answer.body(), body, "{method} {target}");
         assert_eq!(answer.headers()[CONTENT_LENGTH], body.len().to_string());
         assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
-        assert_eq!(answer.headers().contains_key(CONTENT_TYPE), !body.is_empty());
+        assert_eq!(
+            answer.headers().contains_key(CONTENT_TYPE),
+            !body.is_empty()
+        );
         answer
     }
 

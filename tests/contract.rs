@@ -16,9 +16,15 @@ fn main() -> ExitCode {
     let servers = servers();
     let hosts = match env::var("CONTRACT_URL") {
         Ok(url) => vec![(url.clone(), resolve(&url))],
-        Err(_) => servers.iter().map(|(door, server)| (door.to_string(), server.address)).collect(),
+        Err(_) => servers
+            .iter()
+            .map(|(door, server)| (door.to_string(), server.address))
+            .collect(),
     };
-    let trials = hosts.iter().flat_map(|(host, address)| trials(host, *address)).collect();
+    let trials = hosts
+        .iter()
+        .flat_map(|(host, address)| trials(host, *address))
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(servers);
     conclusion.exit_code()
@@ -31,12 +37,17 @@ fn servers() -> Vec<(&'static str, Server)> {
     vec![
         ("wasi", Server::start(WASI, &[])),
         #[cfg(feature = "spin")]
-        ("spin", Server::start(env!("CARGO_BIN_EXE_wasi-essentials-spin"), &[])),
+        (
+            "spin",
+            Server::start(env!("CARGO_BIN_EXE_wasi-essentials-spin"), &[]),
+        ),
     ]
 }
 
 fn resolve(url: &str) -> SocketAddr {
-    let host = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    let host = url
+        .strip_prefix("http://")
+        .map(|rest| rest.trim_end_matches('/'));
     let address = host.and_then(|host| host.to_socket_addrs().ok()?.next());
     address.unwrap_or_else(|| panic!("CONTRACT_URL={url}: not of the form http://host:port"))
 }
@@ -48,8 +59,12 @@ fn trials(host: &str, address: SocketAddr) -> Vec<Trial> {
             Ok(())
         })
     };
-    let rows = table().into_iter().map(|row| trial(row.name(), Box::new(move |at| row.check(at))));
-    let ways = WAYS.iter().map(|(name, test)| trial(name.to_string(), Box::new(test)));
+    let rows = table()
+        .into_iter()
+        .map(|row| trial(row.name(), Box::new(move |at| row.check(at))));
+    let ways = WAYS
+        .iter()
+        .map(|(name, test)| trial(name.to_string(), Box::new(test)));
     rows.chain(ways).collect()
 }
 
@@ -66,7 +81,12 @@ struct Row {
 fn table() -> Vec<Row> {
     let mut rows = Vec::new();
     let mut row = |method, target, status, body| {
-        rows.push(Row { method, target, status, body });
+        rows.push(Row {
+            method,
+            target,
+            status,
+            body,
+        });
     };
     for (target, body) in [
         ("/", "Hello from Docker!"),
@@ -82,7 +102,14 @@ fn table() -> Vec<Row> {
             row(method, target, 405, "Method Not Allowed");
         }
     }
-    for target in ["/health/", "//", "/HEALTH", "/index.html", "/%2F", "/hello?x=/health"] {
+    for target in [
+        "/health/",
+        "//",
+        "/HEALTH",
+        "/index.html",
+        "/%2F",
+        "/hello?x=/health",
+    ] {
         for method in ["GET", "HEAD", "OPTIONS", "POST", "BREW"] {
             row(method, target, 404, "Not Found");
         }
@@ -97,10 +124,14 @@ impl Row {
 
     fn check(&self, address: SocketAddr) {
         let mut connection = Connection::open(address);
-        let answer = connection.request(self.method, self.target).expect("an answer");
+        let answer = connection
+            .request(self.method, self.target)
+            .expect("an answer");
         self.check_answer(&answer);
         // The connection is still in step: a body where none belongs would show here.
-        let next = connection.request("GET", "/health").expect("a second answer");
+        let next = connection
+            .request("GET", "/health")
+            .expect("a second answer");
         assert_eq!(next.body, b"OK");
     }
 
@@ -109,22 +140,47 @@ impl Row {
         let body = if self.method == "HEAD" { "" } else { self.body };
         assert_eq!(answer.status, self.status);
         assert_eq!(String::from_utf8_lossy(&answer.body), body);
-        assert_eq!(answer.header("content-length"), [self.body.len().to_string()]);
+        assert_eq!(
+            answer.header("content-length"),
+            [self.body.len().to_string()]
+        );
         assert_eq!(answer.header("transfer-encoding"), known(&[]));
         assert_eq!(answer.header("x-content-type-options"), known(&["nosniff"]));
         let has_type = !self.body.is_empty();
-        let plain: &[_] = if has_type { &["text/plain; charset=utf-8"] } else { &[] };
+        let plain: &[_] = if has_type {
+            &["text/plain; charset=utf-8"]
+        } else {
+            &[]
+        };
         assert_eq!(answer.header("content-type"), known(plain));
         let refuses = self.status == 405 || self.method == "OPTIONS" && self.status == 200;
-        let allow: &[_] = if refuses { &["GET, HEAD, OPTIONS"] } else { &[] };
+        let allow: &[_] = if refuses {
+            &["GET, HEAD, OPTIONS"]
+        } else {
+            &[]
+        };
         assert_eq!(answer.header("allow"), known(allow));
-        let fresh: &[_] = if self.body == "OK" { &["no-store"] } else { &[] };
+        let fresh: &[_] = if self.body == "OK" {
+            &["no-store"]
+        } else {
+            &[]
+        };
         assert_eq!(answer.header("cache-control"), known(fresh));
     }
 }
 
-const HELLO: Row = Row { method: "GET", target: "/", status: 200, body: "Hello from Docker!" };
-const NO_POST: Row = Row { method: "POST", target: "/", status: 405, body: "Method Not Allowed" };
+const HELLO: Row = Row {
+    method: "GET",
+    target: "/",
+    status: 200,
+    body: "Hello from Docker!",
+};
+const NO_POST: Row = Row {
+    method: "POST",
+    target: "/",
+    status: 405,
+    body: "Method Not Allowed",
+};
 
 /// The ways of HTTP/1.1 that a service meets, whatever its routes.
 const WAYS: &[(&str, fn(SocketAddr))] = &[
@@ -136,7 +192,9 @@ const WAYS: &[(&str, fn(SocketAddr))] = &[
     }),
     ("requests may come before their answers", |address| {
         let mut connection = Connection::open(address);
-        connection.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20)).expect("sent");
+        connection
+            .send("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20))
+            .expect("sent");
         for _ in 0..20 {
             HELLO.check_answer(&connection.answer("GET").expect("an answer"));
         }
@@ -146,7 +204,9 @@ const WAYS: &[(&str, fn(SocketAddr))] = &[
         let body = [b'x'; 10_000];
         let head = format!("Host: test\r\nContent-Length: {}\r\n\r\n", body.len());
         for (row, method) in [(HELLO, "GET"), (NO_POST, "POST")] {
-            connection.send(format!("{method} / HTTP/1.1\r\n{head}")).expect("head sent");
+            connection
+                .send(format!("{method} / HTTP/1.1\r\n{head}"))
+                .expect("head sent");
             connection.send(body).expect("body sent");
             row.check_answer(&connection.answer(method).expect("an answer"));
         }
@@ -162,32 +222,42 @@ const WAYS: &[(&str, fn(SocketAddr))] = &[
         connection.send("0\r\n\r\n").expect("end sent");
         NO_POST.check_answer(&connection.answer("POST").expect("an answer"));
     }),
-    ("a client that asks before it sends a body gets its answer", |address| {
-        let mut connection = Connection::open(address);
-        let head = "Host: test\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-        connection.send(format!("POST / HTTP/1.1\r\n{head}")).expect("head sent");
-        let mut answer = connection.answer("POST").expect("an answer");
-        if answer.status == 100 {
-            connection.send("123456789").expect("body sent");
-            answer = connection.answer("POST").expect("a second answer");
-        }
-        NO_POST.check_answer(&answer);
-    }),
+    (
+        "a client that asks before it sends a body gets its answer",
+        |address| {
+            let mut connection = Connection::open(address);
+            let head = "Host: test\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+            connection
+                .send(format!("POST / HTTP/1.1\r\n{head}"))
+                .expect("head sent");
+            let mut answer = connection.answer("POST").expect("an answer");
+            if answer.status == 100 {
+                connection.send("123456789").expect("body sent");
+                answer = connection.answer("POST").expect("a second answer");
+            }
+            NO_POST.check_answer(&answer);
+        },
+    ),
     ("the target may be a whole URI", |address| {
         let target = format!("http://{address}/?x=1");
         let mut connection = Connection::open(address);
         HELLO.check_answer(&connection.request("GET", &target).expect("an answer"));
     }),
-    ("a client that wants the connection closed gets it closed", |address| {
-        let mut connection = Connection::open(address);
-        let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-        connection.send(request).expect("sent");
-        HELLO.check_answer(&connection.answer("GET").expect("an answer"));
-        assert_eq!(connection.rest().expect("the end"), b"");
-    }),
+    (
+        "a client that wants the connection closed gets it closed",
+        |address| {
+            let mut connection = Connection::open(address);
+            let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+            connection.send(request).expect("sent");
+            HELLO.check_answer(&connection.answer("GET").expect("an answer"));
+            assert_eq!(connection.rest().expect("the end"), b"");
+        },
+    ),
     ("HTTP/1.0 is served", |address| {
         let mut connection = Connection::open(address);
-        connection.send("GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("sent");
+        connection
+            .send("GET / HTTP/1.0\r\nHost: test\r\n\r\n")
+            .expect("sent");
         HELLO.check_answer(&connection.answer("GET").expect("an answer"));
         assert_eq!(connection.rest().expect("the end"), b"");
     }),

@@ -25,14 +25,20 @@ const STD: [&str; 13] = [
 
 #[test]
 fn the_wasi_door_imports_http_types_and_a_seed() {
-    let wasm = concat!(env!("OUT_DIR"), "/wasi/wasm32-wasip2/release/wasi_essentials.wasm");
+    let wasm = concat!(
+        env!("OUT_DIR"),
+        "/wasi/wasm32-wasip2/release/wasi_essentials.wasm"
+    );
     assert_imports(wasm, &["wasi:http/types", "wasi:random/insecure-seed"]);
 }
 
 #[cfg(feature = "spin")]
 #[test]
 fn the_spin_door_imports_http_types_and_a_seed() {
-    let wasm = concat!(env!("OUT_DIR"), "/spin/wasm32-wasip2/release/wasi_essentials.wasm");
+    let wasm = concat!(
+        env!("OUT_DIR"),
+        "/spin/wasm32-wasip2/release/wasi_essentials.wasm"
+    );
     assert_imports(wasm, &["wasi:http/types", "wasi:random/insecure-seed"]);
 }
 
@@ -58,7 +64,9 @@ fn imports(wasm: &[u8]) -> BTreeSet<String> {
             Payload::End(_) => depth -= 1,
             // Depth 0 is the component itself, not what is nested in it.
             Payload::ComponentImportSection(section) if depth == 0 => {
-                let names = section.into_iter().map(|import| import.expect("an import").name);
+                let names = section
+                    .into_iter()
+                    .map(|import| import.expect("an import").name);
                 imports.extend(names.map(|name| name.name.to_owned()));
             }
             _ => {}

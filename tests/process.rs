@@ -17,7 +17,10 @@ fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
 
 #[track_caller]
 fn assert_error(output: &Output, status: i32, line: &str) {
-    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("error: {line}\n"));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!("error: {line}\n")
+    );
     assert_eq!(output.status.code(), Some(status));
     assert!(output.stdout.is_empty(), "{output:?}");
 }
@@ -27,7 +30,15 @@ fn help_names_every_command_and_setting() {
     let help = run(&["--help"], &[]);
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.status.success());
-    for word in ["serve", "healthcheck", "--listen", "--version", "LISTEN", "PORT", "LOG_FORMAT"] {
+    for word in [
+        "serve",
+        "healthcheck",
+        "--listen",
+        "--version",
+        "LISTEN",
+        "PORT",
+        "LOG_FORMAT",
+    ] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
     assert_eq!(run(&["-h"], &[]).stdout, help.stdout);
@@ -37,20 +48,39 @@ fn help_names_every_command_and_setting() {
 fn version_names_the_runtime_and_the_component() {
     let version = run(&["--version"], &[]);
     let text = String::from_utf8_lossy(&version.stdout).into_owned();
-    let expected = concat!("wasi-essentials ", env!("CARGO_PKG_VERSION"), " (wasmtime 48.");
+    let expected = concat!(
+        "wasi-essentials ",
+        env!("CARGO_PKG_VERSION"),
+        " (wasmtime 48."
+    );
     assert!(text.starts_with(expected), "{text}");
     let (_, digest) = text.split_once("component sha256:").expect(&text);
     let digest = digest.trim_end().trim_end_matches(')');
-    assert!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "{text}");
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{text}"
+    );
 }
 
 #[test]
 fn bad_arguments_end_it_with_2() {
     for (arguments, line) in [
-        (&["frobnicate"][..], "unknown command \"frobnicate\"; see --help"),
-        (&["--frobnicate"], "invalid option '--frobnicate'; see --help"),
-        (&["--listen"], "missing argument for option '--listen'; see --help"),
-        (&["serve", "healthcheck"], "unexpected argument \"healthcheck\"; see --help"),
+        (
+            &["frobnicate"][..],
+            "unknown command \"frobnicate\"; see --help",
+        ),
+        (
+            &["--frobnicate"],
+            "invalid option '--frobnicate'; see --help",
+        ),
+        (
+            &["--listen"],
+            "missing argument for option '--listen'; see --help",
+        ),
+        (
+            &["serve", "healthcheck"],
+            "unexpected argument \"healthcheck\"; see --help",
+        ),
         (
             &["--listen", "here"],
             "--listen=here: not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)",
@@ -65,9 +95,17 @@ fn bad_settings_end_it_with_2() {
     for (name, value, wanted) in [
         ("PORT", "abc", "not a port number (0–65535)"),
         ("LOG_FORMAT", "xml", "not a log format (text or json)"),
-        ("MAX_CONNECTIONS", "-1", "not a whole number from 1 to 1000000"),
+        (
+            "MAX_CONNECTIONS",
+            "-1",
+            "not a whole number from 1 to 1000000",
+        ),
     ] {
-        assert_error(&run(&[], &[(name, value)]), 2, &format!("{name}={value}: {wanted}"));
+        assert_error(
+            &run(&[], &[(name, value)]),
+            2,
+            &format!("{name}={value}: {wanted}"),
+        );
     }
 }
 
@@ -75,7 +113,8 @@ fn bad_settings_end_it_with_2() {
 fn an_address_in_use_ends_it_with_1() {
     let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = other.local_addr().expect("an address").to_string();
-    let line = format!("cannot listen on {address}: the address is in use; choose another with PORT");
+    let line =
+        format!("cannot listen on {address}: the address is in use; choose another with PORT");
     assert_error(&run(&["--listen", &address], &[]), 1, &line);
     assert_error(&run(&[], &[("LISTEN", &address)]), 1, &line);
 }
@@ -86,7 +125,10 @@ fn it_ends_at_once_when_idle() {
         let mut server = Server::start(WASI, &[]);
         server.signal(signal);
         let line = server.line();
-        assert!(line.ends_with(&format!("{name}: shutting down, 0 connections open")), "{line}");
+        assert!(
+            line.ends_with(&format!("{name}: shutting down, 0 connections open")),
+            "{line}"
+        );
         assert_eq!(server.end().code(), Some(0));
     }
 }
@@ -152,8 +194,16 @@ fn healthcheck_tells_by_its_exit_status() {
     let server = Server::start(WASI, &[]);
     let address = server.address.to_string();
     let port = server.address.port().to_string();
-    assert!(run(&["healthcheck", "--listen", &address], &[]).status.success());
-    assert!(run(&["healthcheck"], &[("LISTEN", &address)]).status.success());
+    assert!(
+        run(&["healthcheck", "--listen", &address], &[])
+            .status
+            .success()
+    );
+    assert!(
+        run(&["healthcheck"], &[("LISTEN", &address)])
+            .status
+            .success()
+    );
     // A server on all addresses is asked on loopback.
     assert!(run(&["healthcheck"], &[("PORT", &port)]).status.success());
     drop(server);
@@ -164,7 +214,10 @@ fn healthcheck_tells_by_its_exit_status() {
 #[test]
 fn healthcheck_takes_only_200_from_http() {
     for (answer, reason) in [
-        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "/health answered 503"),
+        (
+            "HTTP/1.1 503 Service Unavailable\r\n\r\n",
+            "/health answered 503",
+        ),
         ("220 mail ready", "the answer is not HTTP/1.1"),
         ("", "unexpected end of file"),
     ] {
@@ -190,7 +243,10 @@ fn healthcheck_gives_up_on_silence() {
     let output = run(&["healthcheck"], &[("LISTEN", &address)]);
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.starts_with(&format!("error: {address} is not healthy: ")), "{error}");
+    assert!(
+        error.starts_with(&format!("error: {address} is not healthy: ")),
+        "{error}"
+    );
 }
 
 fn get(server: &Server, target: &str) -> io::Result<Answer> {
@@ -208,7 +264,11 @@ fn the_log_has_a_line_for_each_request() {
     };
     assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
     assert!(peer.starts_with("127.0.0.1:"), "{line}");
-    assert!(took.strip_suffix("us").is_some_and(|n| n.parse::<u64>().is_ok()), "{line}");
+    assert!(
+        took.strip_suffix("us")
+            .is_some_and(|n| n.parse::<u64>().is_ok()),
+        "{line}"
+    );
 }
 
 #[test]
@@ -223,7 +283,10 @@ fn the_log_can_be_json() {
     assert!(line["us"].is_u64() && line["time"].is_string() && line["peer"].is_string());
     server.signal(Signal::TERM);
     let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
-    assert_eq!(line["message"], "SIGTERM: shutting down, 0 connections open");
+    assert_eq!(
+        line["message"],
+        "SIGTERM: shutting down, 0 connections open"
+    );
 }
 
 #[test]
@@ -239,7 +302,10 @@ fn the_access_log_can_be_off() {
 fn no_request_can_write_control_characters_to_the_log() {
     let mut server = Server::start(WASI, &[]);
     let mut sent = 0;
-    for byte in (0..=0x1f).chain(0x7f..=0xff).filter(|byte| ![b'\r', b'\n'].contains(byte)) {
+    for byte in (0..=0x1f)
+        .chain(0x7f..=0xff)
+        .filter(|byte| ![b'\r', b'\n'].contains(byte))
+    {
         let mut connection = Connection::open(server.address);
         let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
         connection.send(request).expect("sent");
@@ -249,7 +315,10 @@ fn no_request_can_write_control_characters_to_the_log() {
     let mut lines = 0;
     loop {
         let line = server.line();
-        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
+        assert!(
+            line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{line:?}"
+        );
         if line.contains("/end") {
             break;
         }
@@ -265,10 +334,19 @@ fn a_log_that_nobody_reads_does_not_stop_it() {
     let mut connection = Connection::open(server.address);
     // 3.2 MB of lines: more than the pipe's 64 KiB and the log's 1 MiB hold.
     for _ in 0..400 {
-        assert_eq!(connection.request("GET", &target).expect("an answer").status, 404);
+        assert_eq!(
+            connection
+                .request("GET", &target)
+                .expect("an answer")
+                .status,
+            404
+        );
     }
     // Once it is read again, it tells what is missing.
-    while !server.line().ends_with("lines of log lost: its reader is too slow") {}
+    while !server
+        .line()
+        .ends_with("lines of log lost: its reader is too slow")
+    {}
     server.signal(Signal::TERM);
     while !server.line().contains("shutting down") {}
     assert_eq!(server.end().code(), Some(0));

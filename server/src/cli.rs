@@ -109,11 +109,18 @@ fn serve(component: &Precompiled, config: Config) -> Result<(), String> {
     let server = Server::bind(component, config, &log)?;
     let address = server.address().map_err(no)?;
     let runtime = tokio::runtime::Builder::new_current_thread();
-    let served = { runtime }.enable_all().build().map_err(no)?.block_on(async {
-        let stop = signals().map_err(no)?;
-        log.event(format_args!("{} listening on http://{address}", version(component)));
-        server.run(stop).await
-    });
+    let served = { runtime }
+        .enable_all()
+        .build()
+        .map_err(no)?
+        .block_on(async {
+            let stop = signals().map_err(no)?;
+            log.event(format_args!(
+                "{} listening on http://{address}",
+                version(component)
+            ));
+            server.run(stop).await
+        });
     log.flush(FLUSH);
     served
 }
@@ -124,7 +131,10 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// The names of the signals that ask for an end, as they come.
 fn signals() -> io::Result<mpsc::Receiver<String>> {
     let (told, stop) = mpsc::channel(2);
-    for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+    ] {
         let mut signal = signal(kind)?;
         let told = told.clone();
         tokio::spawn(async move {

@@ -148,10 +148,16 @@ mod tests {
     fn listen_has_priority_over_port_and_the_flag_over_both() {
         let listen = |env| read(env).expect("valid").listen.to_string();
         assert_eq!(listen(&[("PORT", "80")]), "0.0.0.0:80");
-        assert_eq!(listen(&[("PORT", "80"), ("LISTEN", "[::1]:81")]), "[::1]:81");
+        assert_eq!(
+            listen(&[("PORT", "80"), ("LISTEN", "[::1]:81")]),
+            "[::1]:81"
+        );
         assert_eq!(listen(&[("PORT", "")]), "0.0.0.0:5000");
         let flag = Config::read(Some("127.0.0.1:82".into()), |_| Some("83".into()));
-        assert!(flag.expect_err("LISTEN is not looked at, LOG_FORMAT is").starts_with("LOG_FORMAT=83"));
+        assert!(
+            flag.expect_err("LISTEN is not looked at, LOG_FORMAT is")
+                .starts_with("LOG_FORMAT=83")
+        );
     }
 
     #[test]
@@ -159,16 +165,32 @@ mod tests {
         for (name, value, wanted) in [
             ("PORT", "abc", "not a port number (0–65535)"),
             ("PORT", "65536", "not a port number (0–65535)"),
-            ("LISTEN", "5000", "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)"),
+            (
+                "LISTEN",
+                "5000",
+                "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)",
+            ),
             ("LOG_FORMAT", "xml", "not a log format (text or json)"),
             ("ACCESS_LOG", "1", "neither on nor off"),
             ("MAX_REQUESTS", "0", "not a whole number from 1 to 4096"),
-            ("DRAIN_TIMEOUT", "8", "not a time from 1ms to 1d (such as 8s or 500ms)"),
-            ("DRAIN_TIMEOUT", "0s", "not a time from 1ms to 1d (such as 8s or 500ms)"),
+            (
+                "DRAIN_TIMEOUT",
+                "8",
+                "not a time from 1ms to 1d (such as 8s or 500ms)",
+            ),
+            (
+                "DRAIN_TIMEOUT",
+                "0s",
+                "not a time from 1ms to 1d (such as 8s or 500ms)",
+            ),
         ] {
             let error = read(&[(name, value)]).expect_err(value);
             assert_eq!(error, format!("{name}={value}: {wanted}"));
         }
-        assert!(read(&[("PORT", "\u{1b}[2J")]).expect_err("").starts_with("PORT=\\u{1b}[2J: "));
+        assert!(
+            read(&[("PORT", "\u{1b}[2J")])
+                .expect_err("")
+                .starts_with("PORT=\\u{1b}[2J: ")
+        );
     }
 }

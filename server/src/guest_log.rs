@@ -22,7 +22,10 @@ pub struct GuestLog {
 
 impl GuestLog {
     pub fn new(log: &Log) -> Self {
-        Self { log: log.clone(), line: Arc::default() }
+        Self {
+            log: log.clone(),
+            line: Arc::default(),
+        }
     }
 
     fn write(&self, bytes: &[u8]) {
@@ -39,7 +42,8 @@ impl GuestLog {
 
     fn end(&self, line: &mut Vec<u8>) {
         let text = String::from_utf8_lossy(line);
-        self.log.event(format_args!("guest: {}", text.trim_end_matches('\n')));
+        self.log
+            .event(format_args!("guest: {}", text.trim_end_matches('\n')));
         line.clear();
     }
 }

@@ -117,7 +117,9 @@ impl Server {
         drop(listener);
         let all = self.config.max_connections;
         let open = all as usize - places.available_permits();
-        self.log.event(format_args!("{reason}: shutting down, {open} connections open"));
+        self.log.event(format_args!(
+            "{reason}: shutting down, {open} connections open"
+        ));
 
         let drained = async {
             // All places free: all connections closed.
@@ -150,7 +152,9 @@ fn advice(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use; choose another with PORT".into(),
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
-        io::ErrorKind::PermissionDenied => "not permitted; choose a port from 1024 with PORT".into(),
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; choose a port from 1024 with PORT".into()
+        }
         _ => error.to_string(),
     }
 }
@@ -188,7 +192,12 @@ fn assign(workers: &[Worker], stream: TcpStream, peer: SocketAddr, place: OwnedS
     if let Some(worker) = workers.iter().min_by_key(|worker| worker.load()) {
         let load = worker.load.clone();
         // A worker that is gone takes its connections along.
-        let _ = worker.inbox.send(Connection { stream, peer, _load: load, _place: place });
+        let _ = worker.inbox.send(Connection {
+            stream,
+            peer,
+            _load: load,
+            _place: place,
+        });
     }
 }
 
@@ -216,7 +225,9 @@ impl Worker {
     ) -> io::Result<Self> {
         let (inbox, mut connections) = mpsc::unbounded_channel();
         let protocol = Arc::new(Protocol::new(service, config, closing));
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let serve = async move {
             while let Some(connection) = connections.recv().await {
                 tokio::spawn(protocol.clone().serve(connection));
@@ -224,7 +235,11 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("worker".into());
         let thread = thread.spawn(move || runtime.block_on(serve))?;
-        Ok(Self { inbox, load: Arc::default(), thread })
+        Ok(Self {
+            inbox,
+            load: Arc::default(),
+            thread,
+        })
     }
 
     fn load(&self) -> usize {
@@ -258,11 +273,21 @@ impl Protocol {
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADER_BYTES as u32);
-        Self { http, header_timeout: config.header_timeout, service, closing }
+        Self {
+            http,
+            header_timeout: config.header_timeout,
+            service,
+            closing,
+        }
     }
 
     async fn serve(self: Arc<Self>, connection: Connection) {
-        let Connection { stream, peer, _load, _place } = connection;
+        let Connection {
+            stream,
+            peer,
+            _load,
+            _place,
+        } = connection;
         let Ok(stream) = register(stream) else {
             return; // It broke before its first byte.
         };

@@ -126,7 +126,9 @@ impl Log {
             drop(state);
 
             if dropped > 0 {
-                let line = self.event_line(format_args!("{dropped} lines of log lost: its reader is too slow"));
+                let line = self.event_line(format_args!(
+                    "{dropped} lines of log lost: its reader is too slow"
+                ));
                 batch.extend_from_slice(line.as_bytes());
             }
             // A closed pipe leaves nobody to tell.
@@ -144,7 +146,10 @@ impl Log {
         let message = printable(&message.to_string());
         match self.format {
             Format::Text => format!("{} {message}\n", now()),
-            Format::Json => json(&Event { time: now(), message }),
+            Format::Json => json(&Event {
+                time: now(),
+                message,
+            }),
         }
     }
 }
@@ -182,7 +187,13 @@ impl Access {
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let (now, path, took) = (now(), printable(&self.path), self.took.as_micros());
-        let Self { peer, method, status, bytes, .. } = self;
+        let Self {
+            peer,
+            method,
+            status,
+            bytes,
+            ..
+        } = self;
         write!(f, "{now} {peer} {method} {path} {status} {bytes}B {took}us")
     }
 }

@@ -17,7 +17,9 @@ pub fn healthy(address: SocketAddr) -> Result<(), String> {
     let status = ask(address).map_err(|error| format!("{address} is not healthy: {error}"))?;
     match status.as_str() {
         "200" => Ok(()),
-        _ => Err(format!("{address} is not healthy: /health answered {status}")),
+        _ => Err(format!(
+            "{address} is not healthy: /health answered {status}"
+        )),
     }
 }
 

@@ -174,7 +174,8 @@ impl Sandbox {
     /// Logs that a guest failed with its answer half given: the client sees the connection break.
     fn log_broken(&self, ended: Result<(), Failure>) {
         if let Err(failure) = ended {
-            self.log.event(format_args!("an answer broke off: {failure}"));
+            self.log
+                .event(format_args!("an answer broke off: {failure}"));
         }
     }
 

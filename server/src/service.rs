@@ -35,8 +35,14 @@ pub struct Service {
 
 impl Service {
     /// Answers a request of the client at `peer`, whatever happens.
-    pub async fn answer(&self, peer: SocketAddr, mut request: Request<Incoming>) -> Response<Answer> {
-        let mut entry = self.access_log.then(|| Entry::new(&self.log, peer, &request));
+    pub async fn answer(
+        &self,
+        peer: SocketAddr,
+        mut request: Request<Incoming>,
+    ) -> Response<Answer> {
+        let mut entry = self
+            .access_log
+            .then(|| Entry::new(&self.log, peer, &request));
         let keep_alive_header = request.version() <= Version::HTTP_11;
 
         let response = match check_host(&mut request) {
@@ -45,7 +51,8 @@ impl Service {
         };
         let (mut head, body) = response.into_parts();
         if keep_alive_header && self.draining.load(Ordering::Relaxed) {
-            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(entry) = &mut entry {
             entry.access.status = head.status.as_u16();
@@ -60,7 +67,9 @@ impl Service {
             let status = failure.status();
             let mut response = plain(status, status.canonical_reason().unwrap_or_default());
             if let Failure::Busy = failure {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, HeaderValue::from(1));
             }
             response
         })
@@ -73,7 +82,10 @@ fn plain(status: StatusCode, line: &'static str) -> Response<WasiBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -106,7 +118,10 @@ struct Upload {
 impl Upload {
     fn of(request: Request<Incoming>) -> Request<Self> {
         let on_demand = request.headers().contains_key(EXPECT);
-        request.map(|body| Self { body: Some(body), on_demand })
+        request.map(|body| Self {
+            body: Some(body),
+            on_demand,
+        })
     }
 }
 

@@ -34,8 +34,14 @@ impl Server {
         log.read_line(&mut line).expect("the start-up line");
         let (_, address) = line.split_once("http://").expect(&line);
         let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-        let address = address[..end.unwrap_or(address.len())].parse().expect(&line);
-        Self { process, address, log }
+        let address = address[..end.unwrap_or(address.len())]
+            .parse()
+            .expect(&line);
+        Self {
+            process,
+            address,
+            log,
+        }
     }
 
     /// The next line of the log, without its end.

@@ -182,8 +182,11 @@ const NO_POST: Row = Row {
     body: "Method Not Allowed",
 };
 
+/// A name, and a test that panics when it fails.
+type Way = (&'static str, fn(SocketAddr));
+
 /// The ways of HTTP/1.1 that a service meets, whatever its routes.
-const WAYS: &[(&str, fn(SocketAddr))] = &[
+const WAYS: &[Way] = &[
     ("a connection serves many requests", |address| {
         let mut connection = Connection::open(address);
         for _ in 0..100 {

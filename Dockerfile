@@ -31,7 +31,7 @@ RUN find src server -name '*.rs' -exec touch {} + \
 
 USER 65532:65532
 EXPOSE 5000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=2s CMD ["wasi-essentials", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["wasi-essentials", "healthcheck"]
 ENTRYPOINT ["wasi-essentials"]
 
 
@@ -50,5 +50,5 @@ COPY --from=builder /usr/local/bin/wasi-essentials /wasi-essentials
 
 USER 65532:65532
 EXPOSE 5000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=2s CMD ["/wasi-essentials", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["/wasi-essentials", "healthcheck"]
 ENTRYPOINT ["/wasi-essentials"]

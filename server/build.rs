@@ -22,8 +22,8 @@ fn main() {
 }
 
 fn build() -> Result<()> {
-    // What the component is made of; Cargo knows what the server is made of.
-    for path in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "src"] {
+    // What the component is made of; Cargo knows what the server is made of, and the toolchain.
+    for path in ["Cargo.toml", "Cargo.lock", "src"] {
         println!("cargo::rerun-if-changed=../{path}");
     }
     println!(

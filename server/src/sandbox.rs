@@ -37,7 +37,7 @@ pub struct Sandbox {
     engine: Engine,
     door: Door,
     limits: Limits,
-    free: Arc<Semaphore>,
+    free: Semaphore,
     clock: Clock,
     log: Log,
 }
@@ -128,7 +128,7 @@ impl Sandbox {
         let door = Door::Wasi02(http02::ProxyPre::new(ready)?);
         Ok(Self {
             clock: Clock::start(engine.clone())?,
-            free: Arc::new(Semaphore::new(limits.calls as usize)),
+            free: Semaphore::new(limits.calls as usize),
             engine,
             door,
             limits,

@@ -19,7 +19,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY server/Cargo.toml server/
 RUN mkdir -p src server/src/bin \
     && touch src/lib.rs server/src/lib.rs \
-    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/wasi-essentials-spin.rs \
+    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/fixtures.rs server/src/bin/wasi-essentials-spin.rs \
     && cargo build --release --locked --package server
 
 # The sources. `touch`, because Cargo goes by the time of a file, and these are older than the above.

@@ -34,37 +34,45 @@ fn build() -> Result<()> {
     let mut config = engine::config();
     config.target(&env::var("TARGET")?)?;
     let engine = Engine::new(&config)?;
-    embed("wasi", &engine)?;
+    let service = Path::new("wasi_essentials.wasm");
+    embed("wasi", &["--lib", "--features=wasi"], service, &engine)?;
     if cfg!(feature = "spin") {
-        embed("spin", &engine)?;
+        embed("spin", &["--lib", "--features=spin"], service, &engine)?;
+    }
+    if cfg!(feature = "fixtures") {
+        println!("cargo::rerun-if-changed=../tests/fixtures.rs");
+        let fixtures = Path::new("examples/fixtures.wasm");
+        embed(
+            "fixtures",
+            &["--example=fixtures", "--features=wasi"],
+            fixtures,
+            &engine,
+        )?;
     }
     Ok(())
 }
 
-/// Leaves the component behind this door as `$OUT_DIR/<door>.cwasm`, its digest in the environment.
-fn embed(door: &str, engine: &Engine) -> Result<()> {
+/// Builds what these arguments of Cargo say, and leaves it as `$OUT_DIR/<name>.cwasm`, its digest in
+/// the environment.
+fn embed(name: &str, arguments: &[&str], wasm: &Path, engine: &Engine) -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let wasm = fs::read(component(door, &out.join(door))?)?;
+    let wasm = fs::read(component(name, arguments, &out.join(name))?.join(wasm))?;
     fs::write(
-        out.join(format!("{door}.cwasm")),
+        out.join(format!("{name}.cwasm")),
         engine.precompile_component(&wasm)?,
     )?;
     let digest = Sha256::digest(&wasm);
-    println!("cargo::rustc-env={}_DIGEST={digest:x}", door.to_uppercase());
+    println!("cargo::rustc-env={}_DIGEST={digest:x}", name.to_uppercase());
     Ok(())
 }
 
-/// Builds the component, in a target folder of its own: the outer Cargo holds the lock on its own.
-fn component(door: &str, target_dir: &Path) -> Result<PathBuf> {
+/// Builds a component, in a target folder of its own: the outer Cargo holds the lock on its own.
+/// Returns the folder that Cargo leaves it in.
+fn component(name: &str, arguments: &[&str], target_dir: &Path) -> Result<PathBuf> {
     let output = Command::new(env::var("CARGO")?)
         .args(["build", "--release", "--locked", "--target", WASM])
-        .args([
-            "--package",
-            "wasi-essentials",
-            "--no-default-features",
-            "--features",
-            door,
-        ])
+        .args(["--package", "wasi-essentials", "--no-default-features"])
+        .args(arguments)
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir("..")
@@ -74,9 +82,9 @@ fn component(door: &str, target_dir: &Path) -> Result<PathBuf> {
         .output()?;
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-        return Err(format!("the component does not build with its `{door}` door").into());
+        return Err(format!("the component `{name}` does not build").into());
     }
-    Ok(target_dir.join(WASM).join("release/wasi_essentials.wasm"))
+    Ok(target_dir.join(WASM).join("release"))
 }
 
 fn require_target() -> Result<()> {

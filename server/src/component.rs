@@ -22,3 +22,10 @@ pub static SPIN: Precompiled = Precompiled {
     code: include_bytes!(concat!(env!("OUT_DIR"), "/spin.cwasm")),
     digest: env!("SPIN_DIGEST"),
 };
+
+/// Guests that misbehave, one for each path.
+#[cfg(feature = "fixtures")]
+pub static FIXTURES: Precompiled = Precompiled {
+    code: include_bytes!(concat!(env!("OUT_DIR"), "/fixtures.cwasm")),
+    digest: env!("FIXTURES_DIGEST"),
+};

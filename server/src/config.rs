@@ -7,15 +7,19 @@ use std::time::Duration;
 /// The settings, for `--help`.
 pub const HELP: &str = "\
 Settings, from the environment:
-  LISTEN           address and port to listen on       0.0.0.0:5000
-  PORT             the port alone; LISTEN has priority  5000
-  LOG_FORMAT       text or json                         text
-  ACCESS_LOG       on or off: a line for each request   on
-  MAX_CONNECTIONS  connections open at a time           10000
-  MAX_REQUESTS     requests in the component at a time  256
-  HEADER_TIMEOUT   for a request's head to arrive       30s
-  GUEST_TIMEOUT    for the component to answer          10s
-  DRAIN_TIMEOUT    for a shutdown to let work finish    8s";
+  LISTEN                address and port to listen on           0.0.0.0:5000
+  PORT                  the port alone; LISTEN has priority     5000
+  LOG_FORMAT            text or json                            text
+  ACCESS_LOG            on or off: a line for each request      on
+  MAX_CONNECTIONS       connections open at a time              10000
+  MAX_REQUESTS          requests in the component at a time     256
+  REQUESTS_PER_SANDBOX  requests that one sandbox may serve     1
+  IDLE_TIMEOUT          for the next request to begin           75s
+  HEADER_TIMEOUT        for a request's head to arrive          10s
+  BODY_TIMEOUT          for the next piece of a request's body  10s
+  WRITE_TIMEOUT         for a client to take more of an answer  30s
+  GUEST_TIMEOUT         for the component to answer             10s
+  DRAIN_TIMEOUT         for a shutdown to let work finish       8s";
 
 /// Validated settings.
 #[derive(Clone, Debug)]
@@ -25,7 +29,11 @@ pub struct Config {
     pub access_log: bool,
     pub max_connections: u32,
     pub max_requests: u32,
+    pub requests_per_sandbox: u32,
+    pub idle_timeout: Duration,
     pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
     pub guest_timeout: Duration,
     pub drain_timeout: Duration,
 }
@@ -53,9 +61,13 @@ impl Config {
             access_log: env.get("ACCESS_LOG", true, switch)?,
             max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
             max_requests: env.get("MAX_REQUESTS", 256, count::<4096>)?,
-            header_timeout: env.get("HEADER_TIMEOUT", Duration::from_secs(30), duration)?,
-            guest_timeout: env.get("GUEST_TIMEOUT", Duration::from_secs(10), duration)?,
-            drain_timeout: env.get("DRAIN_TIMEOUT", Duration::from_secs(8), duration)?,
+            requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
+            idle_timeout: env.seconds("IDLE_TIMEOUT", 75)?,
+            header_timeout: env.seconds("HEADER_TIMEOUT", 10)?,
+            body_timeout: env.seconds("BODY_TIMEOUT", 10)?,
+            write_timeout: env.seconds("WRITE_TIMEOUT", 30)?,
+            guest_timeout: env.seconds("GUEST_TIMEOUT", 10)?,
+            drain_timeout: env.seconds("DRAIN_TIMEOUT", 8)?,
         })
     }
 }
@@ -68,6 +80,10 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
             Some(value) => check(name, &value, parse),
             None => Ok(default),
         }
+    }
+
+    fn seconds(&self, name: &str, default: u64) -> Result<Duration, String> {
+        self.get(name, Duration::from_secs(default), duration)
     }
 }
 
@@ -135,7 +151,14 @@ mod tests {
         for (name, default) in [
             ("MAX_CONNECTIONS", config.max_connections.to_string()),
             ("MAX_REQUESTS", config.max_requests.to_string()),
+            (
+                "REQUESTS_PER_SANDBOX",
+                config.requests_per_sandbox.to_string(),
+            ),
+            ("IDLE_TIMEOUT", format!("{:?}", config.idle_timeout)),
             ("HEADER_TIMEOUT", format!("{:?}", config.header_timeout)),
+            ("BODY_TIMEOUT", format!("{:?}", config.body_timeout)),
+            ("WRITE_TIMEOUT", format!("{:?}", config.write_timeout)),
             ("GUEST_TIMEOUT", format!("{:?}", config.guest_timeout)),
             ("DRAIN_TIMEOUT", format!("{:?}", config.drain_timeout)),
         ] {

@@ -42,8 +42,11 @@ impl GuestLog {
 
     fn end(&self, line: &mut Vec<u8>) {
         let text = String::from_utf8_lossy(line);
-        self.log
-            .event(format_args!("guest: {}", text.trim_end_matches('\n')));
+        let text = text.trim_end_matches('\n');
+        // Rust's panics begin with an empty line.
+        if !text.is_empty() {
+            self.log.event(format_args!("guest: {text}"));
+        }
         line.clear();
     }
 }

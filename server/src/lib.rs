@@ -6,11 +6,15 @@ pub mod component;
 pub mod config;
 mod engine;
 mod guest_log;
+mod host;
 pub mod listener;
 pub mod log;
 mod probe;
 mod sandbox;
 mod service;
+mod transport;
+mod validate;
+mod worker;
 
 #[cfg(target_env = "musl")]
 #[global_allocator]

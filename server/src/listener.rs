@@ -1,47 +1,51 @@
-//! The listener: accepts connections, spreads them over one single-threaded runtime a core, and at
-//! the end drains them.
-//!
-//! A request never leaves the thread of its connection. That takes no locks, wakes no other core,
-//! and is half again as fast as a runtime shared by all cores.
+//! The listener: accepts connections, spreads them over the workers, turns away what is too much,
+//! and at the end drains.
 
 use crate::component::Precompiled;
 use crate::config::Config;
-use crate::log::Log;
+use crate::log::{Log, Often};
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::Service;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use crate::transport;
+use crate::worker::{Connection, Worker};
+use rustix::io::{Errno, dup};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::pin::pin;
+use std::future::poll_fn;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-use tokio::runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use std::task::Poll;
+use std::time::Duration;
+use std::{io, thread};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
-
-/// Header fields that a request may have; more are answered with 431.
-const HEADER_COUNT: usize = 100;
-
-/// Bytes that a request's head may have; more are answered with 431.
-const HEADER_BYTES: usize = 32 << 10;
-
-/// HTTP/2 requests that one connection may have under way.
-const STREAMS: u32 = 100;
 
 /// How long idle connections stay open when the server shuts down. A client that sent its next
 /// request before it saw the shutdown is still answered.
 const LINGER: Duration = Duration::from_millis(300);
 
-/// How often at most failures to accept are logged.
-const ACCEPT_LOG: Duration = Duration::from_secs(1);
+/// What a client hears for whom there is no room.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: text/plain; charset=utf-8\r\n\
+    content-length: 19\r\n\
+    retry-after: 1\r\n\
+    connection: close\r\n\r\n\
+    Service Unavailable";
 
-/// How long to wait after `accept` failed for want of something, mostly file descriptors.
+/// Clients that can be told so at a time; more are cut without a word.
+const TOLD: usize = 256;
+
+/// How long one of them may take to hear it.
+const TELLING: Duration = Duration::from_secs(1);
+
+/// How long to wait after `accept` failed for another reason than a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// File descriptors that the server needs besides those of connections, rounded up.
+const OWN_FILES: u64 = 64;
 
 /// A server that listens, though it does not serve yet.
 pub struct Server {
@@ -60,6 +64,7 @@ impl Server {
         let limits = Limits {
             calls: config.max_requests,
             time: config.guest_timeout,
+            requests: config.requests_per_sandbox,
         };
         let sandbox = Sandbox::load(component, limits, log.clone())
             .map_err(|error| format!("the component does not load: {error:#}"))?;
@@ -71,6 +76,8 @@ impl Server {
                 sandbox: Arc::new(sandbox),
                 log: log.clone(),
                 access_log: config.access_log,
+                body_timeout: config.body_timeout,
+                refused: Often::default(),
                 draining: AtomicBool::new(false),
             }),
             log: log.clone(),
@@ -93,32 +100,41 @@ impl Server {
     /// One line, when the system denies a thread or a file descriptor.
     pub async fn run(self, mut stop: mpsc::Receiver<String>) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
+        let all = self.config.max_connections;
+        allow_files(u64::from(all), &self.log);
         let (close_idle, closing) = watch::channel(false);
         let workers = (0..cores())
             .map(|_| Worker::start(self.service.clone(), &self.config, closing.clone()))
             .collect::<io::Result<Vec<_>>>()
             .map_err(error)?;
-        let places = Arc::new(Semaphore::new(self.config.max_connections as usize));
+        let places = Arc::new(Semaphore::new(all as usize));
         self.listener.set_nonblocking(true).map_err(error)?;
-        let listener = tokio::net::TcpListener::from_std(self.listener).map_err(error)?;
+        let mut door = Door::open(self.listener, self.log.clone()).map_err(error)?;
 
         let reason = tokio::select! {
             reason = stop.recv() => reason.unwrap_or_default(),
-            never = accept(&listener, &workers, &places, &self.log) => match never {},
+            never = door.accept(&workers, &places) => match never {},
         };
         // From here on the listener refuses. Who has connected by now is still served.
         self.service.draining.store(true, Ordering::Relaxed);
-        let listener = listener.into_std().map_err(error)?;
+        let listener = door.close().map_err(error)?;
         while let Ok((stream, peer)) = listener.accept()
             && let Ok(place) = places.clone().try_acquire_owned()
         {
-            assign(&workers, stream, peer, place);
+            assign(
+                &workers,
+                Connection {
+                    stream,
+                    peer,
+                    place,
+                },
+            );
         }
         drop(listener);
-        let all = self.config.max_connections;
-        let open = all as usize - places.available_permits();
+        let open = || all as usize - places.available_permits();
         self.log.event(format_args!(
-            "{reason}: shutting down, {open} connections open"
+            "{reason}: shutting down, {} connections open",
+            open()
         ));
 
         let drained = async {
@@ -132,8 +148,7 @@ impl Server {
             () = drained => {}
             _ = stop.recv() => self.log.event(format_args!("told again: ending at once")),
             () = sleep(self.config.drain_timeout) => {
-                let open = all as usize - places.available_permits();
-                self.log.event(format_args!("out of time: {open} connections cut"));
+                self.log.event(format_args!("out of time: {} connections cut", open()));
             }
         }
         for worker in workers {
@@ -159,172 +174,123 @@ fn advice(error: &io::Error) -> String {
     }
 }
 
-/// Accepts connections for ever.
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    workers: &[Worker],
-    places: &Arc<Semaphore>,
-    log: &Log,
-) -> Infallible {
-    let mut last_error: Option<Instant> = None;
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            std::future::pending().await
-        };
-        let accepted = listener.accept().await;
-        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-            Ok((stream, peer)) => assign(workers, stream, peer, place),
-            // The client was gone before it was accepted.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                if last_error.is_none_or(|last| last.elapsed() >= ACCEPT_LOG) {
-                    log.event(format_args!("cannot accept connections: {error}"));
-                    last_error = Some(Instant::now());
-                }
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
+/// Raises the limit on file descriptors as far as this process may: shells and engines set it low
+/// for the sake of programs that use `select`.
+fn allow_files(connections: u64, log: &Log) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
+    if let Some(files) = getrlimit(Resource::Nofile).current
+        && files < connections + OWN_FILES
+    {
+        log.event(format_args!(
+            "the limit of {files} file descriptors is below MAX_CONNECTIONS={connections}"
+        ));
     }
 }
 
 /// Gives the connection to the worker that has the fewest.
-fn assign(workers: &[Worker], stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+fn assign(workers: &[Worker], connection: Connection) {
     if let Some(worker) = workers.iter().min_by_key(|worker| worker.load()) {
-        let load = worker.load.clone();
-        // A worker that is gone takes its connections along.
-        let _ = worker.inbox.send(Connection {
-            stream,
-            peer,
-            _load: load,
-            _place: place,
-        });
+        worker.take(connection);
     }
 }
 
-/// A connection, and what it holds for as long as it is open.
-struct Connection {
-    stream: TcpStream,
-    peer: SocketAddr,
-    _load: Arc<()>,
-    _place: OwnedSemaphorePermit,
+/// Where connections come in.
+struct Door {
+    listener: tokio::net::TcpListener,
+    /// Given up when there are no more file descriptors, to have one to turn clients away with.
+    spare: Option<OwnedFd>,
+    being_told: Arc<Semaphore>,
+    turned_away: Often,
+    log: Log,
 }
 
-/// A thread with a runtime of its own.
-struct Worker {
-    inbox: mpsc::UnboundedSender<Connection>,
-    /// Each of the worker's connections holds a clone.
-    load: Arc<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Worker {
-    fn start(
-        service: Arc<Service>,
-        config: &Config,
-        closing: watch::Receiver<bool>,
-    ) -> io::Result<Self> {
-        let (inbox, mut connections) = mpsc::unbounded_channel();
-        let protocol = Arc::new(Protocol::new(service, config, closing));
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let serve = async move {
-            while let Some(connection) = connections.recv().await {
-                tokio::spawn(protocol.clone().serve(connection));
-            }
-        };
-        let thread = thread::Builder::new().name("worker".into());
-        let thread = thread.spawn(move || runtime.block_on(serve))?;
+impl Door {
+    fn open(listener: TcpListener, log: Log) -> io::Result<Self> {
         Ok(Self {
-            inbox,
-            load: Arc::default(),
-            thread,
+            spare: dup(&listener).ok(),
+            listener: tokio::net::TcpListener::from_std(listener)?,
+            being_told: Arc::new(Semaphore::new(TOLD)),
+            turned_away: Often::default(),
+            log,
         })
     }
 
-    fn load(&self) -> usize {
-        Arc::strong_count(&self.load)
+    fn close(self) -> io::Result<TcpListener> {
+        self.listener.into_std()
     }
 
-    /// Ends the thread, and cuts the connections that it still has.
-    fn end(self) {
-        drop(self.inbox);
-        let _ = self.thread.join();
-    }
-}
-
-/// HTTP/1.1 and HTTP/2 (by prior knowledge), with their limits.
-struct Protocol {
-    http: auto::Builder<TokioExecutor>,
-    header_timeout: Duration,
-    service: Arc<Service>,
-    closing: watch::Receiver<bool>,
-}
-
-impl Protocol {
-    fn new(service: Arc<Service>, config: &Config, closing: watch::Receiver<bool>) -> Self {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.header_timeout)
-            .max_headers(HEADER_COUNT)
-            .max_buf_size(HEADER_BYTES);
-        http.http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .max_header_list_size(HEADER_BYTES as u32);
-        Self {
-            http,
-            header_timeout: config.header_timeout,
-            service,
-            closing,
-        }
-    }
-
-    async fn serve(self: Arc<Self>, connection: Connection) {
-        let Connection {
-            stream,
-            peer,
-            _load,
-            _place,
-        } = connection;
-        let Ok(stream) = register(stream) else {
-            return; // It broke before its first byte.
-        };
-        let spoke = Arc::new(AtomicBool::new(false));
-        let answer = service_fn(|request| {
-            spoke.store(true, Ordering::Relaxed);
-            let service = self.service.clone();
-            async move { Ok::<_, Infallible>(service.answer(peer, request).await) }
-        });
-        let mut http = pin!(self.http.serve_connection(TokioIo::new(stream), answer));
-        let mut closing = self.closing.clone();
-        let mut silence = pin!(sleep(self.header_timeout));
-        let (mut closed, mut checked) = (false, false);
+    /// Accepts connections for ever.
+    async fn accept(&mut self, workers: &[Worker], places: &Arc<Semaphore>) -> Infallible {
         loop {
-            tokio::select! {
-                biased;
-                // An error is the client's: it broke off, or sent what is not HTTP.
-                _ = http.as_mut() => return,
-                _ = closing.wait_for(|closing| *closing), if !closed => {
-                    http.as_mut().graceful_shutdown();
-                    closed = true;
-                }
-                // hyper's own limit on a head's time begins with its first byte.
-                () = silence.as_mut(), if !checked => {
-                    if !spoke.load(Ordering::Relaxed) {
-                        return;
+            match self.listener.accept().await {
+                Ok((stream, peer)) => match places.clone().try_acquire_owned() {
+                    Ok(place) => {
+                        if let Ok(stream) = stream.into_std() {
+                            assign(
+                                workers,
+                                Connection {
+                                    stream,
+                                    peer,
+                                    place,
+                                },
+                            );
+                        }
                     }
-                    checked = true;
+                    Err(_) => self.turn_away(stream),
+                },
+                // The client was gone before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.log.often(&self.turned_away, |count| {
+                        format!("cannot accept connections: {error} ({count} times)")
+                    });
+                    if is_lack_of_files(&error) && self.spare.take().is_some() {
+                        self.cut_one().await;
+                    } else {
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                    self.spare = self.spare.take().or_else(|| dup(&self.listener).ok());
                 }
             }
         }
     }
+
+    /// Tells a client in the background that there is no room.
+    fn turn_away(&mut self, mut stream: tokio::net::TcpStream) {
+        self.log.often(&self.turned_away, |count| {
+            format!("MAX_CONNECTIONS are open: {count} more turned away")
+        });
+        let Ok(told) = self.being_told.clone().try_acquire_owned() else {
+            return;
+        };
+        tokio::spawn(async move {
+            let _ = timeout(TELLING, stream.write_all(NO_ROOM)).await;
+            transport::close(stream, TELLING).await;
+            drop(told);
+        });
+    }
+
+    /// Tells the client whose turn it is, in no time and without another file descriptor.
+    async fn cut_one(&mut self) {
+        let next = poll_fn(|cx| match self.listener.poll_accept(cx) {
+            Poll::Ready(Ok((stream, _))) => Poll::Ready(Some(stream)),
+            _ => Poll::Ready(None),
+        });
+        if let Some(stream) = next.await {
+            // What is left unread would reset the connection, and the answer be lost.
+            let _ = stream.try_read(&mut [0; 4096]);
+            let _ = stream.try_write(NO_ROOM);
+        }
+    }
 }
 
-/// Puts the connection under the care of this thread's runtime.
-fn register(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    tokio::net::TcpStream::from_std(stream)
+/// Whether the process (`EMFILE`) or the system (`ENFILE`) has no file descriptor left.
+fn is_lack_of_files(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use std::{mem, thread};
 
 /// Bytes of lines that wait for the reader before further ones are dropped.
@@ -20,6 +20,9 @@ const BATCH: Duration = Duration::from_millis(5);
 
 /// Capacity that a buffer keeps between batches.
 const BATCH_BYTES: usize = 64 << 10;
+
+/// How often at most [`Log::often`] speaks.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +42,16 @@ pub struct Access {
     pub bytes: u64,
     /// From the request's head to the end of the body.
     pub took: Duration,
+}
+
+/// What happens too often under load to be logged each time.
+#[derive(Default)]
+pub struct Often(Mutex<Unsaid>);
+
+#[derive(Default)]
+struct Unsaid {
+    count: u64,
+    last: Option<Instant>,
 }
 
 /// A handle on the log, as cheap to clone as a pointer.
@@ -78,6 +91,20 @@ impl Log {
     /// Logs what concerns the server as a whole.
     pub fn event(&self, message: fmt::Arguments) {
         self.push(&self.event_line(message));
+    }
+
+    /// Logs what happens often, at most once a second. `message` gets how often it has happened
+    /// since the last time that it was logged.
+    pub fn often(&self, often: &Often, message: impl FnOnce(u64) -> String) {
+        let mut unsaid = often.0.lock().unwrap_or_else(PoisonError::into_inner);
+        unsaid.count += 1;
+        let due = unsaid.last.is_none_or(|last| last.elapsed() >= OFTEN);
+        if due {
+            let count = mem::take(&mut unsaid.count);
+            unsaid.last = Some(Instant::now());
+            drop(unsaid);
+            self.event(format_args!("{}", message(count)));
+        }
     }
 
     /// Logs a request and its answer.

@@ -1,33 +1,35 @@
-//! The sandbox: a component loaded once, and a fresh instance of it for every request.
+//! The sandbox: a component loaded once, and an instance of it for every request, or for as many
+//! as [`Limits::requests`] says.
 //!
-//! A guest has no capabilities: no files, no environment, no sockets, no outbound HTTP. It gets
-//! clocks, randomness and a log stream, [`MEMORY_BYTES`] of memory and a limit on its time, and it
+//! A guest gets what [`host`] gives it, [`MEMORY_BYTES`] of memory and a limit on its time, and it
 //! makes room for other requests every [`TICK`].
 
 use crate::component::Precompiled;
 use crate::engine::{self, MEMORY_BYTES};
-use crate::guest_log::GuestLog;
+use crate::host::{self, Host};
 use crate::log::Log;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use hyper::body::Body;
-use std::sync::Arc;
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, SizeHint};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{fmt, io};
 use tokio::sync::{Semaphore, oneshot};
-use wasmtime::component::{Component, HasData, Linker, ResourceTable};
-use wasmtime::error::Context;
-use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
-use wasmtime_wasi::cli::{WasiCli, WasiCliView};
-use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
-use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime::component::Component;
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings as http02;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx};
-use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+#[cfg(feature = "spin")]
+use wasmtime_wasi_http::p3::bindings as http03;
+use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
 
 /// How long a guest computes before other requests on its thread get their turn.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -38,6 +40,8 @@ pub struct Sandbox {
     door: Door,
     limits: Limits,
     free: Semaphore,
+    /// Guests that may serve again.
+    idle: Mutex<Vec<Guest>>,
     clock: Clock,
     log: Log,
 }
@@ -49,13 +53,29 @@ pub struct Limits {
     pub calls: u32,
     /// Time for one call, its answer's body included.
     pub time: Duration,
+    /// Requests that a guest serves before it is thrown away.
+    pub requests: u32,
 }
 
 /// The `wasi:http` world that the component exports.
 enum Door {
     Wasi02(http02::ProxyPre<Host>),
     #[cfg(feature = "spin")]
-    Wasi03(wasmtime_wasi_http::p3::bindings::ServicePre<Host>),
+    Wasi03(http03::ServicePre<Host>),
+}
+
+/// An instance of the component.
+struct Guest {
+    store: Store<Host>,
+    exports: Exports,
+    /// Requests that it has served.
+    served: u32,
+}
+
+enum Exports {
+    Wasi02(http02::Proxy),
+    #[cfg(feature = "spin")]
+    Wasi03(http03::Service),
 }
 
 /// Why there is no answer from the guest.
@@ -67,6 +87,8 @@ pub enum Failure {
     Refused(String),
     /// The guest ended without an answer.
     Silent,
+    /// The guest's answer is not what it says it is.
+    Malformed(Error),
     /// The guest took longer than allowed.
     TimedOut,
     /// The guest broke off: a panic, a fault, too much memory or stack.
@@ -82,7 +104,7 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Refused(_) | Self::Silent => StatusCode::BAD_GATEWAY,
+            Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -92,9 +114,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Busy => write!(f, "no sandbox is free"),
+            Self::Busy => write!(f, "MAX_REQUESTS are in the component"),
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),
             Self::Silent => write!(f, "the guest ended without an answer"),
+            Self::Malformed(error) => write!(f, "the guest's answer is malformed: {error}"),
             Self::TimedOut => write!(f, "the guest took too long"),
             Self::Trapped(error) => write!(f, "the guest trapped: {error:#}"),
         }
@@ -102,6 +125,22 @@ impl fmt::Display for Failure {
 }
 
 type Reply = oneshot::Sender<Result<Response<WasiBody>, Failure>>;
+
+/// What is known of a call outside of it.
+#[derive(Default)]
+pub struct CallState {
+    /// The guest has not come to a wait or an end: others were given a turn.
+    preempted: AtomicBool,
+    /// The guest has failed.
+    broken: AtomicBool,
+}
+
+/// How a guest's turn ended.
+enum Turn {
+    Ended(Result<(), Failure>),
+    /// The guest waits, its answer given.
+    Waits(Result<Response<WasiBody>, Failure>),
+}
 
 impl Sandbox {
     /// Loads a component.
@@ -114,21 +153,18 @@ impl Sandbox {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.calls)));
         let engine = Engine::new(&config)?;
         let component = load(&engine, component)?;
-        let mut linker = Linker::new(&engine);
-        link(&mut linker)?;
-        let ready = linker
-            .instantiate_pre(&component)
-            .context("the component imports what a guest here does not get")?;
+        let ready = host::linker(&engine, &component)?.instantiate_pre(&component)?;
         #[cfg(feature = "spin")]
         let door = match http02::ProxyPre::new(ready.clone()) {
             Ok(proxy) => Door::Wasi02(proxy),
-            Err(_) => Door::Wasi03(wasmtime_wasi_http::p3::bindings::ServicePre::new(ready)?),
+            Err(_) => Door::Wasi03(http03::ServicePre::new(ready)?),
         };
         #[cfg(not(feature = "spin"))]
         let door = Door::Wasi02(http02::ProxyPre::new(ready)?);
         Ok(Self {
             clock: Clock::start(engine.clone())?,
             free: Semaphore::new(limits.calls as usize),
+            idle: Mutex::default(),
             engine,
             door,
             limits,
@@ -136,8 +172,8 @@ impl Sandbox {
         })
     }
 
-    /// Has a fresh guest answer the request. The guest may go on for a while after its answer's
-    /// head is here: its body comes out of the guest, too.
+    /// Has a guest answer the request. The answer is there when the guest ends or first waits for
+    /// something; in the second case its body still comes out of the guest.
     ///
     /// # Errors
     /// When no answer came; see [`Failure`].
@@ -148,202 +184,207 @@ impl Sandbox {
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
+        let head_only = request.method() == Method::HEAD;
         let (reply, mut answer) = oneshot::channel();
-        let mut call = Box::pin(self.clone().call(request, reply));
-        // The usual guest ends in its first turn, its answer given. Only one that still has
-        // something to do needs a task of its own.
-        tokio::select! {
-            biased;
-            ended = &mut call => match (answer.try_recv(), ended) {
-                (Ok(answer), ended) => {
-                    self.log_broken(ended);
-                    answer
-                }
-                (Err(_), Err(failure)) => Err(failure),
-                (Err(_), Ok(())) => Err(Failure::Silent),
-            },
-            answered = &mut answer => {
-                let answer = answered.map_err(|_| Failure::Silent)??;
-                let sandbox = self.clone();
-                tokio::spawn(async move { sandbox.log_broken(call.await) });
+        let state = Arc::<CallState>::default();
+        let mut call = Box::pin(self.clone().call(request, reply, state.clone()));
+        let turn = poll_fn(|cx| {
+            state.preempted.store(false, Ordering::Relaxed);
+            match call.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Turn::Ended(ended)),
+                Poll::Pending if state.preempted.load(Ordering::Relaxed) => Poll::Pending,
+                Poll::Pending => match answer.try_recv() {
+                    Ok(answer) => Poll::Ready(Turn::Waits(answer)),
+                    Err(_) => Poll::Pending,
+                },
+            }
+        });
+        match turn.await {
+            Turn::Ended(ended) => {
+                // Of a guest that failed, nothing has been sent, and nothing will be.
+                ended?;
+                let answer = answer.try_recv().map_err(|_| Failure::Silent)??;
+                whole(answer, head_only).await
+            }
+            Turn::Waits(answer) => {
+                let unfinished = |body| Unfinished {
+                    body,
+                    call: state.clone(),
+                };
+                let answer = answer?.map(|body| unfinished(body).boxed_unsync());
+                let log = self.log.clone();
+                tokio::spawn(async move {
+                    if let Err(failure) = call.await {
+                        state.broken.store(true, Ordering::Relaxed);
+                        log.event(format_args!("an answer broke off: {failure}"));
+                    }
+                });
                 Ok(answer)
             }
         }
     }
 
-    /// Logs that a guest failed with its answer half given: the client sees the connection break.
-    fn log_broken(&self, ended: Result<(), Failure>) {
-        if let Err(failure) = ended {
-            self.log
-                .event(format_args!("an answer broke off: {failure}"));
-        }
-    }
-
-    async fn call<B>(self: Arc<Self>, request: Request<B>, reply: Reply) -> Result<(), Failure>
+    async fn call<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        reply: Reply,
+        state: Arc<CallState>,
+    ) -> Result<(), Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let _free = self.free.try_acquire().map_err(|_| Failure::Busy)?;
         let _running = self.clock.run();
-        match tokio::time::timeout(self.limits.time, self.run(request, reply)).await {
+        match tokio::time::timeout(self.limits.time, self.run(request, reply, state)).await {
             Ok(ended) => ended.map_err(Failure::Trapped),
             Err(_) => Err(Failure::TimedOut),
         }
     }
 
-    async fn run<B>(&self, request: Request<B>, reply: Reply) -> wasmtime::Result<()>
+    async fn run<B>(
+        &self,
+        request: Request<B>,
+        reply: Reply,
+        state: Arc<CallState>,
+    ) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
+        let idle = self.idle().pop();
+        let mut guest = match idle {
+            Some(guest) => guest,
+            None => self.instantiate().await?,
+        };
+        guest.store.data_mut().call = state;
+        // A guest that fails, or is given up on, is dropped here.
+        guest.handle(request, reply).await?;
+        if guest.served < self.limits.requests {
+            self.idle().push(guest);
+        }
+        Ok(())
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Guest>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn instantiate(&self) -> wasmtime::Result<Guest> {
         let mut store = Store::new(&self.engine, Host::new(&self.log));
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        match &self.door {
-            Door::Wasi02(ready) => {
-                let guest = ready.instantiate_async(&mut store).await?;
+        store.epoch_deadline_callback(|guest| {
+            guest.data().call.preempted.store(true, Ordering::Relaxed);
+            Ok(UpdateDeadline::Yield(1))
+        });
+        let exports = match &self.door {
+            Door::Wasi02(ready) => Exports::Wasi02(ready.instantiate_async(&mut store).await?),
+            #[cfg(feature = "spin")]
+            Door::Wasi03(ready) => Exports::Wasi03(ready.instantiate_async(&mut store).await?),
+        };
+        Ok(Guest {
+            store,
+            exports,
+            served: 0,
+        })
+    }
+}
+
+/// The answer of a guest that has ended, with all of its body.
+async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<WasiBody>, Failure> {
+    let (head, body) = answer.into_parts();
+    if head_only {
+        // Its length is that of the body that is left out (RFC 9110, section 9.3.2).
+        let none = Full::default().map_err(Error::from);
+        return Ok(Response::from_parts(head, none.boxed_unsync()));
+    }
+    let body = body.collect().await.map_err(Failure::Malformed)?;
+    if body.trailers().is_some() {
+        let body = body.map_err(Error::from);
+        return Ok(Response::from_parts(head, body.boxed_unsync()));
+    }
+    let body = body.to_bytes();
+    let length = body.len().to_string();
+    match head.headers.get(CONTENT_LENGTH) {
+        Some(claimed) if claimed != length.as_str() => {
+            let length = Error::HttpResponseBodySize(Some(body.len() as u64));
+            Err(Failure::Malformed(length))
+        }
+        _ => {
+            let body = Full::new(body).map_err(Error::from);
+            Ok(Response::from_parts(head, body.boxed_unsync()))
+        }
+    }
+}
+
+/// The body of an answer whose guest still runs.
+struct Unfinished {
+    body: WasiBody,
+    call: Arc<CallState>,
+}
+
+impl Body for Unfinished {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            // All that the body shows of a failure is an end like any other.
+            Poll::Ready(None) if self.call.broken.load(Ordering::Relaxed) => {
+                Poll::Ready(Some(Err(Error::HttpResponseIncomplete)))
+            }
+            polled => polled,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Guest {
+    async fn handle<B>(&mut self, request: Request<B>, reply: Reply) -> wasmtime::Result<()>
+    where
+        B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
+    {
+        self.served += 1;
+        let store = &mut self.store;
+        match &self.exports {
+            Exports::Wasi02(proxy) => {
                 let mut http = store.data_mut().http();
                 let request = http.new_incoming_request(Scheme::Http, request)?;
                 let out = http.new_response_outparam_from_callback(move |answer| {
                     // The client may have gone by now.
                     let _ = reply.send(answer.map_err(Failure::refused));
                 })?;
-                let handler = guest.wasi_http_incoming_handler();
-                handler.call_handle(&mut store, request, out).await
+                let handler = proxy.wasi_http_incoming_handler();
+                handler.call_handle(store, request, out).await
             }
             #[cfg(feature = "spin")]
-            Door::Wasi03(ready) => {
-                use wasmtime_wasi_http::p3::Request;
-                let guest = ready.instantiate_async(&mut store).await?;
-                let (request, sent) = Request::from_http(&mut NoOutboundHttp, request);
-                let conversation = async |guest_side: &wasmtime::component::Accessor<Host>| {
-                    let answer = match guest.handle(guest_side, request).await? {
-                        Ok(answer) => guest_side.with(|store| answer.into_http(store, sent))?,
+            Exports::Wasi03(service) => {
+                let (request, sent) =
+                    wasmtime_wasi_http::p3::Request::from_http(&mut host::NoOutboundHttp, request);
+                let conversation = async |guest: &wasmtime::component::Accessor<Host>| {
+                    let answer = match service.handle(guest, request).await? {
+                        Ok(answer) => guest.with(|store| answer.into_http(store, sent))?,
                         Err(error) => {
                             let _ = reply.send(Err(Failure::refused(error)));
                             return Ok(());
                         }
                     };
                     let _ = reply.send(Ok(answer));
-                    std::future::poll_fn(|cx| guest_side.poll_no_interesting_tasks(cx)).await;
+                    poll_fn(|cx| guest.poll_no_interesting_tasks(cx)).await;
                     Ok(())
                 };
                 store.run_concurrent(conversation).await?
             }
         }
     }
-}
-
-/// What the host keeps for one guest.
-struct Host {
-    wasi: WasiCtx,
-    http: WasiHttpCtx,
-    outbound: NoOutboundHttp,
-    handles: ResourceTable,
-}
-
-impl Host {
-    fn new(log: &Log) -> Self {
-        let mut wasi = WasiCtx::builder();
-        wasi.stdout(GuestLog::new(log)).stderr(GuestLog::new(log));
-        Self {
-            wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
-            outbound: NoOutboundHttp,
-            handles: ResourceTable::new(),
-        }
-    }
-}
-
-impl WasiView for Host {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.handles,
-        }
-    }
-}
-
-impl WasiHttpView for Host {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView {
-            hooks: &mut self.outbound,
-            table: &mut self.handles,
-            ctx: &mut self.http,
-        }
-    }
-}
-
-struct NoOutboundHttp;
-
-type Sending<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
-
-impl WasiHttpHooks for NoOutboundHttp {
-    fn send_request(
-        &mut self,
-        _: Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Sending<()>,
-    ) -> Sending<(Response<WasiBody>, Sending<()>)> {
-        Box::new(async { Err(Error::HttpRequestDenied) })
-    }
-
-    /// Writes of the guest that wait for the client before the guest has to. With one, the
-    /// default, even a guest with a short answer has to wait.
-    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
-        8
-    }
-
-    /// Bytes that one write can have.
-    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        64 << 10
-    }
-}
-
-/// Gives the guest the interfaces that need no capability, and no others.
-fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    use wasmtime_wasi::p2::bindings::{cli, clocks, io, random};
-
-    struct Handles;
-    impl HasData for Handles {
-        type Data<'a> = &'a mut ResourceTable;
-    }
-    fn handles(host: &mut Host) -> &mut ResourceTable {
-        &mut host.handles
-    }
-
-    io::error::add_to_linker::<_, Handles>(linker, handles)?;
-    io::poll::add_to_linker::<_, Handles>(linker, handles)?;
-    io::streams::add_to_linker::<_, Handles>(linker, handles)?;
-    clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
-    clocks::wall_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
-    random::insecure::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
-    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
-    random::random::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
-    // Rust's standard library imports these whether it needs them or not. The environment that
-    // they show is empty, standard input is at its end, and no stream is a terminal.
-    cli::environment::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::exit::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    http02::http::types::add_to_linker::<_, WasiHttp>(linker, &Default::default(), Host::http)?;
-    #[cfg(feature = "spin")]
-    {
-        use wasmtime_wasi::p3::{cli, clocks, random};
-        cli::add_to_linker(linker)?;
-        clocks::add_to_linker(linker)?;
-        random::add_to_linker(linker)?;
-        wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(
-            linker,
-            Host::http,
-        )?;
-    }
-    Ok(())
 }
 
 /// Slots for `calls` guests, of the size that a component like ours needs: two core instances and
@@ -359,7 +400,7 @@ fn pool(calls: u32) -> PoolingAllocationConfig {
         // A used slot goes back to its first state page by page: `PAGEMAP_SCAN` finds the pages
         // that were written to, and those stay resident (Linux 6.7; below, the kernel takes them).
         .pagemap_scan(Enabled::Auto)
-        .linear_memory_keep_resident(1 << 20)
+        .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10);
     pool
 }

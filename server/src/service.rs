@@ -1,9 +1,11 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
-use crate::log::{Access, Log};
+use crate::log::{Access, Log, Often};
 use crate::sandbox::{Failure, Sandbox};
+use crate::transport::{Activity, Open};
+use crate::validate;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::time::{Sleep, sleep};
 use wasmtime_wasi_http::{Error, WasiBody};
 
 /// How long the rest of a request's body is taken in and thrown away when the guest did not want
@@ -29,6 +32,10 @@ pub struct Service {
     pub sandbox: Arc<Sandbox>,
     pub log: Log,
     pub access_log: bool,
+    /// Longest silence of a client within a request's body.
+    pub body_timeout: Duration,
+    /// Requests that found all sandboxes taken.
+    pub refused: Often,
     /// Set when the server shuts down: from then on every answer ends its connection.
     pub draining: AtomicBool,
 }
@@ -39,40 +46,52 @@ impl Service {
         &self,
         peer: SocketAddr,
         mut request: Request<Incoming>,
+        activity: &Arc<Activity>,
     ) -> Response<Answer> {
+        let open = activity.begin(request.version() == Version::HTTP_2);
         let mut entry = self
             .access_log
             .then(|| Entry::new(&self.log, peer, &request));
         let keep_alive_header = request.version() <= Version::HTTP_11;
 
-        let response = match check_host(&mut request) {
+        let checked = validate::check(&mut request);
+        // Whoever sends such a request may see other bounds between requests than this server.
+        let refused = checked.is_err();
+        let response = match checked {
             Ok(()) => self.ask(request).await,
-            Err(reason) => plain(StatusCode::BAD_REQUEST, reason),
+            Err((status, reason)) => plain(status, reason),
         };
         let (mut head, body) = response.into_parts();
-        if keep_alive_header && self.draining.load(Ordering::Relaxed) {
+        if keep_alive_header && (refused || self.draining.load(Ordering::Relaxed)) {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(entry) = &mut entry {
             entry.access.status = head.status.as_u16();
         }
-        Response::from_parts(head, Answer { body, entry })
+        Response::from_parts(head, Answer { body, entry, open })
     }
 
     async fn ask(&self, request: Request<Incoming>) -> Response<WasiBody> {
-        let answer = self.sandbox.answer(Upload::of(request)).await;
-        answer.unwrap_or_else(|failure| {
-            self.log.event(format_args!("{failure}"));
-            let status = failure.status();
-            let mut response = plain(status, status.canonical_reason().unwrap_or_default());
-            if let Failure::Busy = failure {
-                response
-                    .headers_mut()
-                    .insert(RETRY_AFTER, HeaderValue::from(1));
-            }
-            response
-        })
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let request = Upload::of(request, self.body_timeout);
+        let failure = match self.sandbox.answer(request).await {
+            Ok(response) => return response,
+            Err(failure) => failure,
+        };
+        let status = failure.status();
+        let mut response = plain(status, status.canonical_reason().unwrap_or_default());
+        if let Failure::Busy = failure {
+            let soon = HeaderValue::from(1);
+            response.headers_mut().insert(RETRY_AFTER, soon);
+            self.log.often(&self.refused, |count| {
+                format!("{failure}: {count} more requests refused")
+            });
+        } else {
+            let path = uri.path();
+            self.log.event(format_args!("{method} {path}: {failure}"));
+        }
+        response
     }
 }
 
@@ -90,54 +109,57 @@ fn plain(status: StatusCode, line: &'static str) -> Response<WasiBody> {
     response
 }
 
-/// Checks `Host` as RFC 9112, section 3.2, asks for: one, and well-formed, in HTTP/1.1. A request
-/// that may lack it gets one, because `wasi:http` has no requests without authority.
-fn check_host(request: &mut Request<Incoming>) -> Result<(), &'static str> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => Err("More than one Host header"),
-        (Some(host), None) if host.to_str().is_err() => Err("Malformed Host header"),
-        (Some(_), None) => Ok(()),
-        (None, _) if request.version() == Version::HTTP_11 => Err("No Host header"),
-        (None, _) => {
-            let host = HeaderValue::from_static("localhost");
-            request.headers_mut().insert(HOST, host);
-            Ok(())
-        }
-    }
-}
-
 /// A request's body on its way to the guest, which may leave some or all of it unread.
 struct Upload {
     body: Option<Incoming>,
     /// The client waits for word before it sends the body. Silence keeps it from sending one that
     /// nobody wants (RFC 9110, section 10.1.1).
     on_demand: bool,
+    patience: Duration,
+    /// Runs while the client is silent.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl Upload {
-    fn of(request: Request<Incoming>) -> Request<Self> {
+    fn of(request: Request<Incoming>, patience: Duration) -> Request<Self> {
         let on_demand = request.headers().contains_key(EXPECT);
         request.map(|body| Self {
             body: Some(body),
             on_demand,
+            patience,
+            silence: None,
         })
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.on_demand = false;
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Self {
+            body,
+            on_demand,
+            patience,
+            silence,
+        } = &mut *self;
+        *on_demand = false;
+        let Some(incoming) = body else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
+            *silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
         }
+        let silence = silence.get_or_insert_with(|| Box::pin(sleep(*patience)));
+        silence.as_mut().poll(cx).map(|()| {
+            // Gone unread, it ends the connection.
+            *body = None;
+            Some(Err(Error::ConnectionReadTimeout))
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -166,6 +188,7 @@ impl Drop for Upload {
 pub struct Answer {
     body: WasiBody,
     entry: Option<Entry>,
+    open: Open,
 }
 
 impl Body for Answer {
@@ -177,8 +200,11 @@ impl Body for Answer {
         cx: &mut Context,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Some(entry), Poll::Ready(Some(Ok(frame)))) = (&mut self.entry, &polled) {
-            entry.access.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.open.progress();
+            if let Some(entry) = &mut self.entry {
+                entry.access.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
         }
         polled
     }

@@ -4,11 +4,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The shipped server: the component behind its WASI 0.2 door.
 pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
@@ -18,12 +18,16 @@ pub struct Server {
     process: Child,
     pub address: SocketAddr,
     /// The rest of its standard output.
-    pub log: BufReader<ChildStdout>,
+    pub log: Box<dyn BufRead + Send>,
 }
 
 impl Server {
     pub fn start(executable: &str, env: &[(&str, &str)]) -> Self {
-        let mut process = command(executable)
+        Self::spawn(command(executable), env)
+    }
+
+    pub fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
+        let mut process = command
             .args(["--listen", "127.0.0.1:0"])
             .envs(env.iter().copied())
             .stdout(Stdio::piped())
@@ -40,7 +44,7 @@ impl Server {
         Self {
             process,
             address,
-            log,
+            log: Box::new(log),
         }
     }
 
@@ -52,6 +56,39 @@ impl Server {
         line.trim_end().to_owned()
     }
 
+    /// The lines of the log until one that contains this.
+    pub fn lines_until(&mut self, end: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let line = self.line();
+            if line.contains(end) {
+                return lines;
+            }
+            lines.push(line);
+        }
+    }
+
+    /// Reads the log and forgets it, as a server that nobody listens to counts its losses.
+    pub fn ignore_log(&mut self) {
+        let mut log = std::mem::replace(&mut self.log, Box::new(io::empty()));
+        std::thread::spawn(move || io::copy(&mut log, &mut io::sink()));
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).expect("the server lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)
+    }
+
+    /// Open file descriptors.
+    pub fn files(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.process.id());
+        std::fs::read_dir(path).expect("the server lives").count()
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, signal).expect("the server lives");
@@ -59,14 +96,12 @@ impl Server {
 
     /// Waits for the process to end by itself.
     pub fn end(&mut self) -> ExitStatus {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.process.try_wait().expect("a child") {
-                return status;
-            }
-            assert!(begun.elapsed() < PATIENCE, "the server does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut status = None;
+        await_that("the server ends", || {
+            status = self.process.try_wait().expect("a child");
+            status.is_some()
+        });
+        status.expect("it ended")
     }
 }
 
@@ -74,6 +109,16 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Waits until a condition holds.
+#[track_caller]
+pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "it never came true: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -149,6 +194,11 @@ impl Connection {
             self.0.read_exact(&mut answer.body)?;
         }
         Ok(answer)
+    }
+
+    /// Sends no more, but still reads.
+    pub fn half_close(&self) -> io::Result<()> {
+        self.0.get_ref().shutdown(std::net::Shutdown::Write)
     }
 
     /// What the server sends until it closes the connection.

@@ -1,0 +1,181 @@
+//! What a guest sees of its host: clocks, randomness and a log stream. No files, no environment, no
+//! sockets, no outbound HTTP.
+
+use crate::guest_log::GuestLog;
+use crate::log::Log;
+use crate::sandbox::CallState;
+use http::{Request, Response};
+use std::convert::Infallible;
+use std::sync::Arc;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasData, Linker, ResourceTable, ResourceType};
+use wasmtime::{Engine, bail};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::bindings as http02;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx};
+use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+/// What the host keeps for one guest.
+pub struct Host {
+    pub call: Arc<CallState>,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outbound: NoOutboundHttp,
+    handles: ResourceTable,
+}
+
+impl Host {
+    pub fn new(log: &Log) -> Self {
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(GuestLog::new(log)).stderr(GuestLog::new(log));
+        Self {
+            call: Arc::default(),
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            outbound: NoOutboundHttp,
+            handles: ResourceTable::new(),
+        }
+    }
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.handles,
+        }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.outbound,
+            table: &mut self.handles,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+pub struct NoOutboundHttp;
+
+type Sending<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
+
+impl WasiHttpHooks for NoOutboundHttp {
+    fn send_request(
+        &mut self,
+        _: Request<WasiBody>,
+        _: Option<RequestOptions>,
+        _: Sending<()>,
+    ) -> Sending<(Response<WasiBody>, Sending<()>)> {
+        Box::new(async { Err(Error::HttpRequestDenied) })
+    }
+
+    /// Writes of the guest that wait for the client before the guest has to. With one, the
+    /// default, even a guest with a short answer has to wait.
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        8
+    }
+
+    /// Bytes that one write can have.
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        64 << 10
+    }
+}
+
+/// Interfaces whose functions trap. A guest may import them, as libraries import more than a
+/// service calls; an import that is neither here nor in [`link`] keeps the component from loading.
+const DENIED: [&str; 4] = [
+    "wasi:filesystem/",
+    "wasi:http/client@",
+    "wasi:http/outgoing-handler@",
+    "wasi:sockets/",
+];
+
+/// What the component's imports are linked to.
+///
+/// # Errors
+/// When the component imports what no guest here can have.
+pub fn linker(engine: &Engine, component: &Component) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    link(&mut linker)?;
+    let mut resources = Vec::new();
+    for (name, import) in component.component_type().imports(engine) {
+        let ComponentItem::ComponentInstance(interface) = import.ty else {
+            continue;
+        };
+        let denied = DENIED.iter().any(|prefix| name.starts_with(prefix));
+        for (item, export) in interface.exports(engine) {
+            let function = format!("{name}#{item}");
+            match export.ty {
+                // An interface can name another one's resources, which are not its to define.
+                ComponentItem::Resource(resource) if !resources.contains(&resource) => {
+                    resources.push(resource);
+                    if denied {
+                        let never = ResourceType::host::<Infallible>();
+                        linker
+                            .instance(name)?
+                            .resource(item, never, |_, _| Ok(()))?;
+                    }
+                }
+                ComponentItem::ComponentFunc(_) if denied => {
+                    linker.instance(name)?.func_new(item, move |_, _, _, _| {
+                        bail!("it called {function}, which is denied")
+                    })?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(linker)
+}
+
+/// Gives the guest the interfaces that need no capability, and no others.
+fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p2::bindings::{cli, clocks, io, random};
+
+    struct Handles;
+    impl HasData for Handles {
+        type Data<'a> = &'a mut ResourceTable;
+    }
+    fn handles(host: &mut Host) -> &mut ResourceTable {
+        &mut host.handles
+    }
+
+    io::error::add_to_linker::<_, Handles>(linker, handles)?;
+    io::poll::add_to_linker::<_, Handles>(linker, handles)?;
+    io::streams::add_to_linker::<_, Handles>(linker, handles)?;
+    clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
+    clocks::wall_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
+    random::insecure::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    random::random::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    // Rust's standard library imports these whether it needs them or not. The environment that
+    // they show is empty, standard input is at its end, and no stream is a terminal.
+    cli::environment::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::exit::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    http02::http::types::add_to_linker::<_, WasiHttp>(linker, &Default::default(), Host::http)?;
+    #[cfg(feature = "spin")]
+    {
+        use wasmtime_wasi::p3::{cli, clocks, random};
+        cli::add_to_linker(linker)?;
+        clocks::add_to_linker(linker)?;
+        random::add_to_linker(linker)?;
+        wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(
+            linker,
+            Host::http,
+        )?;
+    }
+    Ok(())
+}

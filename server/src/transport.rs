@@ -1,0 +1,245 @@
+//! A client's connection below HTTP: its bytes, what it waits for, and how long it may wait.
+
+use crate::config::Config;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+/// How long a closed connection is still read, so that its last answer arrives: bytes of the client
+/// that meet a closed socket reset it, and what the client has not read is lost (RFC 9112, section
+/// 9.6).
+const LINGER: Duration = Duration::from_millis(300);
+
+/// Longest waits for a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the first byte of a request.
+    pub idle: Duration,
+    /// From there to the end of its head.
+    pub head: Duration,
+    /// For the client to take a piece of an answer.
+    pub write: Duration,
+    /// For an answer to go on: what the guest may take, and then the client.
+    pub answer: Duration,
+}
+
+impl Patience {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            idle: config.idle_timeout,
+            head: config.header_timeout,
+            write: config.write_timeout,
+            answer: config.guest_timeout + config.write_timeout,
+        }
+    }
+}
+
+/// What a connection waits for, as told by those who see its bytes, requests and answers pass.
+pub struct Activity {
+    patience: Patience,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Requests whose answers have not passed.
+    open: usize,
+    /// When the last request came or the last piece of an answer went.
+    since: Instant,
+    /// When the first byte of the next head came.
+    head: Option<Instant>,
+    /// When the client stopped taking bytes.
+    blocked: Option<Instant>,
+    /// HTTP/2 has frames between requests, so that bytes do not mean a head.
+    multiplexed: bool,
+    /// The client sends no more.
+    ended: bool,
+}
+
+impl Activity {
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            state: Mutex::new(State {
+                open: 0,
+                since: Instant::now(),
+                head: None,
+                blocked: None,
+                multiplexed: false,
+                ended: false,
+            }),
+        }
+    }
+
+    /// When the client has had the time that it may take.
+    pub fn deadline(&self) -> Instant {
+        let state = self.state();
+        match *state {
+            State {
+                blocked: Some(since),
+                ..
+            } => since + self.patience.write,
+            State { open: 1.., .. } => state.since + self.patience.answer,
+            State {
+                head: Some(since), ..
+            } => since + self.patience.head,
+            _ => state.since + self.patience.idle,
+        }
+    }
+
+    /// A request has come. It is open for as long as the value that this returns lives.
+    pub fn begin(self: &Arc<Self>, multiplexed: bool) -> Open {
+        let mut state = self.state();
+        state.open += 1;
+        state.since = Instant::now();
+        state.head = None;
+        state.multiplexed = multiplexed;
+        Open(self.clone())
+    }
+
+    fn received(&self, bytes: usize) {
+        let mut state = self.state();
+        if bytes == 0 {
+            state.ended = true;
+        } else if state.open == 0 && state.head.is_none() && !state.multiplexed {
+            state.head = Some(Instant::now());
+        }
+    }
+
+    fn sent(&self, taken: bool) {
+        let mut state = self.state();
+        match (taken, state.blocked) {
+            (true, Some(_)) => state.blocked = None,
+            (false, None) => state.blocked = Some(Instant::now()),
+            _ => {}
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request whose answer has not passed yet.
+pub struct Open(Arc<Activity>);
+
+impl Open {
+    /// A piece of the answer has passed.
+    pub fn progress(&self) {
+        self.0.state().since = Instant::now();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.open -= 1;
+        state.since = Instant::now();
+    }
+}
+
+/// A connection's bytes, with word of them to its [`Activity`].
+#[derive(Clone)]
+pub struct Transport {
+    stream: Arc<TcpStream>,
+    activity: Arc<Activity>,
+}
+
+impl Transport {
+    pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
+        let stream = Arc::new(stream);
+        Self { stream, activity }
+    }
+
+    /// Closes the connection in a way that its last answer survives. Nobody else may hold it.
+    pub async fn close(self) {
+        let ended = self.activity.state().ended;
+        if let (Some(stream), false) = (Arc::into_inner(self.stream), ended) {
+            close(stream, LINGER).await;
+        }
+    }
+}
+
+/// Tells the client that nothing more comes, and takes in what it still sends.
+pub async fn close(mut stream: TcpStream, limit: Duration) {
+    let last_words = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = timeout(limit, last_words).await;
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context,
+        buffer: &mut ReadBuf,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buffer) {
+                Ok(bytes) => {
+                    self.activity.received(bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Transport {
+    fn poll_send(
+        &self,
+        cx: &mut Context,
+        send: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let Poll::Ready(ready) = self.stream.poll_write_ready(cx) else {
+                self.activity.sent(false);
+                return Poll::Pending;
+            };
+            ready?;
+            match send(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => {
+                    self.activity.sent(true);
+                    return Poll::Ready(sent);
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context,
+        pieces: &[IoSlice],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |stream| stream.try_write_vectored(pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// A socket has no buffer of ours.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Left to [`Transport::close`], which always follows.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

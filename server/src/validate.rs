@@ -1,0 +1,87 @@
+//! What hyper leaves to a server: a request's target, host and transfer coding must be well-formed
+//! before the guest sees it.
+
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
+use std::net::Ipv6Addr;
+
+/// What to answer instead of asking the guest.
+pub type Refusal = (StatusCode, &'static str);
+
+/// Checks a request. One that may lack `Host` gets one, because `wasi:http` has no requests without
+/// authority.
+///
+/// # Errors
+/// The answer that the RFCs give; the connection must not be used again.
+pub fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+    let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    check_coding(request.headers())?;
+    check_target(request.uri()).map_err(bad)?;
+    check_host(request).map_err(bad)
+}
+
+/// Only `chunked`, once, is taken off here; hyper does that (RFC 9112, section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err((StatusCode::NOT_IMPLEMENTED, "Unknown Transfer-Encoding")),
+    }
+}
+
+/// The target is a path, `*`, or a whole URI of this kind of server (RFC 9112, section 3.2). An
+/// authority alone is for `CONNECT`, and this is no proxy.
+fn check_target(target: &Uri) -> Result<(), &'static str> {
+    let path = target.path_and_query().map_or("", PathAndQuery::as_str);
+    let is_path = path.starts_with('/') || path == "*";
+    let is_ours = matches!(target.scheme_str(), None | Some("http" | "https"));
+    let mut authority = target.authority().map(Authority::as_str).into_iter();
+    if is_path && is_ours && authority.all(is_host) {
+        Ok(())
+    } else {
+        Err("Malformed request target")
+    }
+}
+
+/// `Host` is one, well-formed, in HTTP/1.1 never missing (RFC 9112, section 3.2), and in HTTP/2
+/// the same as the authority (RFC 9113, section 8.3.1).
+fn check_host<B>(request: &mut Request<B>) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Err("More than one Host header"),
+        (Some(host), None) => {
+            let host = host.to_str().ok().filter(|host| is_host(host));
+            let host = host.ok_or("Malformed Host header")?;
+            match request.uri().authority() {
+                Some(authority) if request.version() == Version::HTTP_2 && authority != host => {
+                    Err("Host header differs from authority")
+                }
+                _ => Ok(()),
+            }
+        }
+        (None, _) if request.version() == Version::HTTP_11 => Err("No Host header"),
+        (None, _) => {
+            let host = HeaderValue::from_static("localhost");
+            request.headers_mut().insert(HOST, host);
+            Ok(())
+        }
+    }
+}
+
+/// Whether this is a host, with a port or without (RFC 3986, section 3.2.2): a name, without
+/// escapes, as no name in use has any, or an IP address. `Host` may be empty.
+fn is_host(text: &str) -> bool {
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, ""),
+    };
+    let is_address = |host: &str| host.parse::<Ipv6Addr>().is_ok();
+    let is_host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(is_address),
+        None => host.bytes().all(in_name) && (!host.is_empty() || text.is_empty()),
+    };
+    is_host && port.bytes().all(|byte| byte.is_ascii_digit())
+}

@@ -1,0 +1,292 @@
+//! What the server makes of guests that misbehave; the guests are in `fixtures.rs`.
+
+mod harness;
+
+use harness::{Connection, Server};
+use rustix::process::Signal;
+use std::thread;
+
+const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
+
+const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
+
+/// The server's own lines of the log, from here to its end.
+fn log_to_the_end(server: &mut Server) -> Vec<String> {
+    server.signal(Signal::TERM);
+    let mut lines = server.lines_until("shutting down");
+    lines.retain(|line| !line.contains(" guest: "));
+    lines
+}
+
+/// Has a guest misbehave while another one works. The client gets `status`, the log one line with
+/// `reason`, the other one its answer, and so does the next.
+#[track_caller]
+fn assert_contained(path: &str, status: u16, reason: &str) {
+    let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "1s")]);
+    let mut neighbour = Connection::open(server.address);
+    neighbour
+        .send("GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .expect("sent");
+    let mut connection = Connection::open(server.address);
+    let answer = connection.request("GET", path).expect("an answer");
+    assert_eq!(answer.status, status);
+    assert_eq!(answer.header("content-type"), ["text/plain; charset=utf-8"]);
+    let next = connection.request("GET", "/").expect("an answer");
+    assert_eq!(next.body, b"fine");
+
+    let slow = neighbour.rest().expect("a whole answer");
+    let slow = String::from_utf8(slow).expect("ASCII");
+    assert!(slow.starts_with("HTTP/1.1 200 OK\r\n"), "{slow}");
+    assert!(slow.ends_with("1\r\nx\r\n0\r\n\r\n"), "{slow}");
+    let log = log_to_the_end(&mut server);
+    let [line] = &log[..] else {
+        panic!("not one line of log: {log:?}");
+    };
+    assert!(line.contains(&format!("GET {path}: {reason}")), "{line}");
+}
+
+#[test]
+fn one_that_traps_gives_500() {
+    assert_contained(
+        "/trap",
+        500,
+        "the guest trapped: wasm trap: wasm `unreachable`",
+    );
+    assert_contained("/head-then-trap", 500, "the guest trapped: ");
+    assert_contained("/answer-then-trap", 500, "the guest trapped: ");
+}
+
+#[test]
+fn one_that_eats_memory_or_stack_gives_500() {
+    assert_contained("/memory", 500, "the guest trapped: ");
+    assert_contained(
+        "/stack",
+        500,
+        "the guest trapped: wasm trap: call stack exhausted",
+    );
+}
+
+#[test]
+fn one_that_loops_or_waits_for_ever_gives_504() {
+    assert_contained("/loop", 504, "the guest took too long");
+    assert_contained("/wait", 504, "the guest took too long");
+    assert_contained("/answer-then-loop", 504, "the guest took too long");
+}
+
+#[test]
+fn one_without_an_answer_gives_502() {
+    assert_contained("/silent", 502, "the guest ended without an answer");
+    assert_contained("/refuse", 502, "the guest refused the request: ");
+}
+
+#[test]
+fn one_whose_content_length_lies_gives_502() {
+    assert_contained("/short", 502, "the guest's answer is malformed: ");
+    assert_contained("/long", 502, "the guest's answer is malformed: ");
+}
+
+#[test]
+fn one_that_tries_files_sockets_or_outbound_http_gives_500() {
+    for (path, interface) in [
+        ("/files", "wasi:filesystem/preopens"),
+        ("/sockets", "wasi:sockets/tcp-create-socket"),
+        ("/outbound", "wasi:http/outgoing-handler"),
+    ] {
+        assert_contained(
+            path,
+            500,
+            &format!("the guest trapped: it called {interface}"),
+        );
+    }
+}
+
+#[test]
+fn one_sees_neither_environment_nor_arguments() {
+    let server = Server::start(FIXTURES, &[QUIET]);
+    let answer = Connection::open(server.address).request("GET", "/environment");
+    assert_eq!(answer.expect("an answer").body, b"0");
+}
+
+#[test]
+fn one_that_waits_after_its_answer_costs_the_client_nothing() {
+    let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "100ms")]);
+    let mut connection = Connection::open(server.address);
+    connection
+        .send("GET /answer-then-wait HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .expect("sent");
+    let answer = connection.rest().expect("a whole answer");
+    assert!(answer.ends_with(b"\r\n\r\n4\r\nfine\r\n0\r\n\r\n"));
+    let line = server.line();
+    assert!(
+        line.ends_with("an answer broke off: the guest took too long"),
+        "{line}"
+    );
+    let next = Connection::open(server.address).request("GET", "/");
+    assert_eq!(next.expect("an answer").body, b"fine");
+}
+
+#[test]
+fn half_an_answer_never_looks_like_a_whole_one() {
+    for (path, reason) in [
+        ("/half-then-trap", "an answer broke off: the guest trapped"),
+        (
+            "/half-then-wait",
+            "an answer broke off: the guest took too long",
+        ),
+        ("/endless", "an answer broke off: the guest took too long"),
+    ] {
+        let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "200ms")]);
+        let mut connection = Connection::open(server.address);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        connection.send(request).expect("sent");
+        let answer = connection.rest().expect("the end");
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
+        // The end of a chunked body (RFC 9112, section 7.1) is missing.
+        assert!(!answer.ends_with(b"0\r\n\r\n"), "{path}");
+        let log = log_to_the_end(&mut server);
+        assert!(
+            matches!(&log[..], [line] if line.contains(reason)),
+            "{log:?}"
+        );
+    }
+}
+
+/// What `/count` answers to each of so many requests in a row.
+fn counts(connection: &mut Connection, requests: usize) -> Vec<String> {
+    let mut count = || {
+        let answer = connection.request("GET", "/count").expect("an answer");
+        String::from_utf8(answer.body).expect("a number")
+    };
+    (0..requests).map(|_| count()).collect()
+}
+
+#[test]
+fn every_request_gets_a_fresh_one() {
+    let server = Server::start(FIXTURES, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    assert_eq!(counts(&mut connection, 3), ["1", "1", "1"]);
+}
+
+#[test]
+fn one_may_serve_a_number_of_requests() {
+    let server = Server::start(FIXTURES, &[QUIET, ("REQUESTS_PER_SANDBOX", "3")]);
+    let mut connection = Connection::open(server.address);
+    assert_eq!(
+        counts(&mut connection, 7),
+        ["1", "2", "3", "1", "2", "3", "1"]
+    );
+}
+
+#[test]
+fn one_that_failed_never_serves_again() {
+    let env = [
+        QUIET,
+        ("REQUESTS_PER_SANDBOX", "9"),
+        ("GUEST_TIMEOUT", "100ms"),
+    ];
+    let server = Server::start(FIXTURES, &env);
+    let mut connection = Connection::open(server.address);
+    for (path, status) in [
+        ("/trap", 500),
+        ("/wait", 504),
+        ("/loop", 504),
+        ("/stack", 500),
+    ] {
+        assert_eq!(counts(&mut connection, 2), ["1", "2"]);
+        let answer = connection.request("GET", path).expect("an answer");
+        assert_eq!(answer.status, status);
+    }
+    assert_eq!(counts(&mut connection, 1), ["1"]);
+}
+
+#[test]
+fn a_client_that_goes_ends_its_guest() {
+    let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
+    let mut server = Server::start(FIXTURES, &env);
+    let mut connection = Connection::open(server.address);
+    connection
+        .send("GET /wait HTTP/1.1\r\nHost: test\r\n\r\n")
+        .expect("sent");
+    server.lines_until("guest: waiting");
+    let status = || {
+        let probe = Connection::open(server.address).request("GET", "/");
+        probe.expect("an answer").status
+    };
+    assert_eq!(status(), 503);
+    drop(connection);
+    harness::await_that("the guest is gone", || status() == 200);
+}
+
+#[test]
+fn what_it_prints_is_logged_line_by_line() {
+    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let answer = Connection::open(server.address).request("GET", "/log");
+    assert_eq!(answer.expect("an answer").status, 200);
+    assert!(server.line().ends_with(" guest: a line"));
+    assert!(server.line().ends_with(r" guest: forged \u{1b}[31mline"));
+}
+
+#[test]
+fn a_silent_upload_ends() {
+    let server = Server::start(FIXTURES, &[QUIET, ("BODY_TIMEOUT", "100ms")]);
+    let mut connection = Connection::open(server.address);
+    connection
+        .send("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf")
+        .expect("sent");
+    let answer = connection.rest().expect("an answer, and the end");
+    let answer = String::from_utf8(answer).expect("ASCII");
+    assert!(answer.contains("connection read timeout"), "{answer}");
+}
+
+#[test]
+fn nothing_leaks() {
+    /// In all; a failure that takes time comes less often.
+    const ROUNDS: usize = 10_000;
+    const CLIENTS: usize = 8;
+    const KINDS: [(&str, u16); 10] = [
+        ("/trap", 500),
+        ("/silent", 502),
+        ("/refuse", 502),
+        ("/short", 502),
+        ("/long", 502),
+        ("/stack", 500),
+        ("/files", 500),
+        ("/sockets", 500),
+        ("/outbound", 500),
+        ("/head-then-trap", 500),
+    ];
+    const SLOW: [(&str, u16); 3] = [("/memory", 500), ("/loop", 504), ("/wait", 504)];
+    // As many sandboxes as clients, so that each has had its share of memory when it is measured.
+    let env = [QUIET, ("GUEST_TIMEOUT", "100ms"), ("MAX_REQUESTS", "8")];
+    let mut server = Server::start(FIXTURES, &env);
+    let address = server.address;
+    let rounds = |rounds: usize| {
+        thread::scope(|scope| {
+            for client in 0..CLIENTS {
+                scope.spawn(move || {
+                    let mut connection = Connection::open(address);
+                    for round in 0..rounds / CLIENTS {
+                        let (path, status) = match round % 100 {
+                            0 => SLOW[(round / 100 + client) % SLOW.len()],
+                            _ => KINDS[(round + client) % KINDS.len()],
+                        };
+                        let answer = connection.request("GET", path).expect("an answer");
+                        assert_eq!(answer.status, status, "{path}");
+                    }
+                });
+            }
+        });
+    };
+    server.ignore_log();
+    rounds(ROUNDS / 2);
+    let (memory, files) = (server.resident(), server.files());
+    rounds(ROUNDS / 2);
+    harness::await_that("every connection is closed", || server.files() <= files);
+    let grown = server.resident().saturating_sub(memory) >> 10;
+    println!("{} KiB, then {grown} KiB more", memory >> 10);
+    assert!(
+        grown <= 2048,
+        "{grown} KiB more after {} rounds",
+        ROUNDS / 2
+    );
+}

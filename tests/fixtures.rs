@@ -60,7 +60,7 @@ impl Guest for Fixtures {
             }
             "/slow" => stream(out, 10, 20),
             "/endless" => stream(out, u32::MAX, 5),
-            "/large" => stream(out, 64, 0),
+            "/huge" => stream(out, u32::MAX, 0),
             "/short" => answer(out, &[("content-length", "100")], b"short"),
             "/long" => answer(out, &[("content-length", "2")], b"much longer"),
             "/files" => answer(

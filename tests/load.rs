@@ -1,1 +1,483 @@
-fn main() {}
+//! What the server keeps up under load, at its limits, and at its end.
+
+mod harness;
+
+use harness::{Connection, PATIENCE, Server, WASI, await_that};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use std::env;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
+
+/// Held by each test: they load the machine, and some take the time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
+
+/// Sends the head of a GET request.
+fn send_get(connection: &mut Connection, path: &str) {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    connection.send(head).expect("sent");
+}
+
+/// A client in a tight loop: asks again as soon as it is answered, until it is told that the
+/// connection closes. Speaks up once it is served.
+fn keep_busy(address: SocketAddr, served: &mpsc::Sender<()>) {
+    let mut connection = Connection::open(address);
+    for round in 0.. {
+        let answer = connection.request("GET", "/").expect("no request is cut");
+        assert_eq!(answer.body, b"Hello from Docker!");
+        if answer.header("connection") == ["close"] {
+            assert_eq!(connection.rest().expect("a clean end"), b"");
+            return;
+        }
+        if round == 0 {
+            served.send(()).expect("the test waits");
+        }
+    }
+}
+
+#[test]
+fn no_request_is_cut_at_the_end() {
+    let _alone = alone();
+    const CLIENTS: usize = 64;
+    for _ in 0..20 {
+        let mut server = Server::start(WASI, &[QUIET]);
+        let address = server.address;
+        let idle: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let mut connection = Connection::open(address);
+                if client % 2 == 0 {
+                    connection.request("GET", "/").expect("an answer");
+                }
+                connection
+            })
+            .collect();
+        let (served, first_answers) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                let served = served.clone();
+                scope.spawn(move || keep_busy(address, &served));
+            }
+            for _ in 0..CLIENTS {
+                let first = first_answers.recv_timeout(PATIENCE);
+                first.expect("every client is served");
+            }
+            server.signal(Signal::TERM);
+            server.lines_until("SIGTERM: shutting down");
+            assert!(Connection::try_open(address).is_err(), "it still listens");
+            for mut connection in idle {
+                assert_eq!(connection.rest().expect("a clean end"), b"");
+            }
+        });
+        assert_eq!(server.end().code(), Some(0));
+    }
+}
+
+#[test]
+fn an_idle_client_that_comes_back_during_the_linger_is_answered() {
+    let _alone = alone();
+    let mut server = Server::start(WASI, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    connection.request("GET", "/").expect("an answer");
+    server.signal(Signal::TERM);
+    server.lines_until("SIGTERM: shutting down");
+    let answer = connection.request("GET", "/").expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("connection"), ["close"]);
+}
+
+#[test]
+fn what_is_under_way_at_the_end_is_finished() {
+    let _alone = alone();
+    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    send_get(&mut connection, "/slow");
+    connection.first_byte().expect("the answer has begun");
+    server.signal(Signal::TERM);
+    let answer = connection.rest().expect("the answer, and the end");
+    assert!(answer.ends_with(b"\r\n1\r\nx\r\n0\r\n\r\n"));
+    assert_eq!(server.end().code(), Some(0));
+}
+
+/// Requests over one HTTP/2 connection, several at a time, until the server says that it goes.
+async fn keep_busy_over_http2(address: SocketAddr, served: mpsc::Sender<()>) {
+    let stream = tokio::net::TcpStream::connect(address).await;
+    let (client, connection) = h2::client::handshake(stream.expect("connected"))
+        .await
+        .expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (client, served) = (client.clone(), served.clone());
+        streams.spawn(async move {
+            for round in 0.. {
+                // An error here means that nothing was sent.
+                let Ok(mut client) = client.clone().ready().await else {
+                    return;
+                };
+                let request = http::Request::get("http://test/").body(());
+                let Ok((answer, _)) = client.send_request(request.expect("a request"), true) else {
+                    return;
+                };
+                let mut body = answer.await.expect("no request is cut").into_body();
+                let data = body
+                    .data()
+                    .await
+                    .expect("a body")
+                    .expect("no answer is cut");
+                assert_eq!(data, "Hello from Docker!");
+                if round == 0 {
+                    served.send(()).expect("the test waits");
+                }
+            }
+        });
+    }
+    drop(client);
+    while let Some(ended) = streams.join_next().await {
+        ended.expect("no request is cut");
+    }
+    let end = connection.await.expect("a task");
+    end.expect("a clean end");
+}
+
+#[test]
+fn no_http2_request_is_cut_at_the_end() {
+    let _alone = alone();
+    const CLIENTS: usize = 16;
+    for _ in 0..5 {
+        let mut server = Server::start(WASI, &[QUIET]);
+        let address = server.address;
+        let (served, first_answers) = mpsc::channel();
+        let clients = thread::spawn(move || {
+            runtime().block_on(async {
+                let mut clients = tokio::task::JoinSet::new();
+                for _ in 0..CLIENTS {
+                    clients.spawn(keep_busy_over_http2(address, served.clone()));
+                }
+                while let Some(ended) = clients.join_next().await {
+                    ended.expect("no request is cut");
+                }
+            });
+        });
+        for _ in 0..CLIENTS * 4 {
+            let first = first_answers.recv_timeout(PATIENCE);
+            first.expect("every client is served");
+        }
+        server.signal(Signal::TERM);
+        clients.join().expect("no request is cut");
+        assert_eq!(server.end().code(), Some(0));
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime")
+}
+
+#[test]
+fn it_outlives_a_lack_of_file_descriptors() {
+    let _alone = alone();
+    let mut limited = Command::new("sh");
+    let script = "ulimit -n 100 && exec \"$0\" \"$@\"";
+    limited.env_clear().args(["-c", script, WASI]);
+    let mut server = Server::spawn(limited, &[QUIET]);
+    let address = server.address;
+    let begun = Instant::now();
+    let crowd: Vec<_> = (0..300).map(|_| Connection::open(address)).collect();
+    // Those for whom there was no descriptor are told so, and not kept waiting.
+    let mut refused = 0;
+    for mut connection in crowd.into_iter().rev() {
+        if connection
+            .send("GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .is_err()
+        {
+            refused += 1;
+            continue;
+        }
+        match connection.answer("GET") {
+            Ok(answer) if answer.status == 200 => {}
+            Ok(answer) => {
+                assert_eq!(answer.status, 503);
+                assert_eq!(answer.header("retry-after"), ["1"]);
+                refused += 1;
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!((180..300).contains(&refused), "{refused} of 300 refused");
+    await_that("it serves again", || {
+        let answer = Connection::open(address).request("GET", "/health");
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+    server.signal(Signal::TERM);
+    let lines = server.lines_until("shutting down");
+    let complaints = lines
+        .iter()
+        .filter(|line| line.contains("cannot accept connections: Too many open files"));
+    let complaints = complaints.count();
+    assert!(complaints >= 1, "{lines:?}");
+    assert!(
+        complaints as u64 <= 1 + begun.elapsed().as_secs(),
+        "{lines:?}"
+    );
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn at_max_connections_it_says_so() {
+    let _alone = alone();
+    let mut server = Server::start(WASI, &[QUIET, ("MAX_CONNECTIONS", "10")]);
+    let mut open: Vec<_> = (0..10)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            connection.request("GET", "/").expect("an answer");
+            connection
+        })
+        .collect();
+    let mut eleventh = Connection::open(server.address);
+    let answer = eleventh.request("GET", "/").expect("an answer");
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), ["1"]);
+    assert_eq!(answer.header("connection"), ["close"]);
+    assert_eq!(eleventh.rest().expect("a clean end"), b"");
+    let line = server.line();
+    assert!(
+        line.ends_with("MAX_CONNECTIONS are open: 1 more turned away"),
+        "{line}"
+    );
+    open.pop();
+    await_that("there is room again", || {
+        let answer = Connection::open(server.address).request("GET", "/");
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+    for mut connection in open {
+        let answer = connection.request("GET", "/").expect("an answer");
+        assert_eq!(answer.status, 200);
+    }
+}
+
+#[test]
+fn at_max_requests_it_says_so() {
+    let _alone = alone();
+    let env = [QUIET, ("MAX_REQUESTS", "2"), ("GUEST_TIMEOUT", "1h")];
+    let mut server = Server::start(FIXTURES, &env);
+    let mut waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            send_get(&mut connection, "/wait");
+            server.lines_until("guest: waiting");
+            connection
+        })
+        .collect();
+    let mut connection = Connection::open(server.address);
+    for _ in 0..2 {
+        let answer = connection.request("GET", "/").expect("an answer");
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.header("retry-after"), ["1"]);
+    }
+    let line = server.line();
+    let end = "MAX_REQUESTS are in the component: 1 more requests refused";
+    assert!(line.ends_with(end), "{line}");
+    waiting.pop();
+    await_that("there is room again", || {
+        let answer = connection.request("GET", "/").expect("an answer");
+        answer.status == 200
+    });
+}
+
+#[test]
+fn slow_clients_neither_stop_others_nor_stay() {
+    let _alone = alone();
+    const SLOW: usize = 300;
+    let short = "4s";
+    let server = Server::start(
+        FIXTURES,
+        &[
+            QUIET,
+            ("IDLE_TIMEOUT", short),
+            ("HEADER_TIMEOUT", short),
+            ("BODY_TIMEOUT", short),
+            ("WRITE_TIMEOUT", short),
+            ("GUEST_TIMEOUT", "1h"),
+            ("MAX_REQUESTS", "1024"),
+        ],
+    );
+    allow_files(SLOW as u64 * 5);
+    let address = server.address;
+    // The first request opens what all share.
+    let first = Connection::open(address).request("GET", "/");
+    assert_eq!(first.expect("an answer").body, b"fine");
+    let files = server.files();
+    let mut slow: Vec<_> = [
+        "",
+        "GET / HTTP/1.1\r\nHost: te",
+        "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf",
+        "GET /huge HTTP/1.1\r\nHost: test\r\n\r\n",
+    ]
+    .iter()
+    .flat_map(|bytes| {
+        (0..SLOW).map(move |_| {
+            let mut connection = Connection::open(address);
+            connection.send(bytes).expect("sent");
+            connection
+        })
+    })
+    .collect();
+
+    let mut ticks = 0;
+    await_that("the slow ones have got all that they take", || {
+        thread::sleep(Duration::from_millis(50));
+        let before = std::mem::replace(&mut ticks, server.ticks());
+        ticks == before
+    });
+    let mut healthy = Connection::open(server.address);
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let begun = Instant::now();
+            let answer = healthy.request("GET", "/").expect("an answer");
+            assert_eq!(answer.body, b"fine");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    let p99 = times[197];
+    println!("p99 of a healthy client: {p99:?}");
+    assert!(p99 < Duration::from_millis(50), "{p99:?}");
+    drop(healthy);
+
+    // A byte now and then keeps none of them.
+    await_that("every slow client is gone", || {
+        for connection in &mut slow {
+            let _ = connection.read_a_byte();
+        }
+        server.files() <= files
+    });
+}
+
+#[test]
+fn a_client_that_never_opens_its_http2_window_does_not_stay() {
+    let _alone = alone();
+    let env = [
+        QUIET,
+        ("GUEST_TIMEOUT", "200ms"),
+        ("WRITE_TIMEOUT", "200ms"),
+    ];
+    let server = Server::start(WASI, &env);
+    let end = runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(server.address).await;
+        let mut client = h2::client::Builder::new();
+        client.initial_window_size(0);
+        let handshake = client.handshake::<_, bytes::Bytes>(stream.expect("connected"));
+        let (mut client, connection) = handshake.await.expect("HTTP/2");
+        let request = http::Request::get("http://test/").body(());
+        let sent = client.send_request(request.expect("a request"), true);
+        let (answer, _) = sent.expect("sent");
+        let end = tokio::spawn(connection);
+        // Dropped, it would give up the request.
+        let answer = answer.await.expect("a head");
+        assert_eq!(answer.status(), 200);
+        tokio::time::timeout(PATIENCE, end).await
+    });
+    let _ = end.expect("the server closes the connection");
+}
+
+/// Lets this process have so many connections.
+fn allow_files(connections: u64) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, raised).expect("a higher limit");
+    let needed = connections + 200;
+    assert!(
+        maximum.is_none_or(|maximum| maximum >= needed),
+        "this test needs {needed} file descriptors, but `ulimit -Hn` is {maximum:?}"
+    );
+}
+
+#[test]
+fn ten_thousand_open_connections_take_bounded_memory() {
+    let _alone = alone();
+    const CONNECTIONS: u64 = 10_000;
+    allow_files(CONNECTIONS);
+    let server = Server::start(WASI, &[QUIET]);
+    let before = server.resident();
+    let mut open: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            connection.request("GET", "/").expect("an answer");
+            connection
+        })
+        .collect();
+    let each = (server.resident() - before) / CONNECTIONS;
+    println!("{each} bytes of resident memory for each of {CONNECTIONS} connections");
+    // hyper's buffers and state.
+    assert!(each < 24 << 10, "{each} bytes each");
+    for connection in open.iter_mut().step_by(1000) {
+        let answer = connection.request("GET", "/").expect("an answer");
+        assert_eq!(answer.status, 200);
+    }
+}
+
+/// Full load for SOAK_SECONDS: not one failed request, and no more memory than after warming up.
+#[test]
+fn a_soak_changes_nothing() {
+    let _alone = alone();
+    const CLIENTS: usize = 16;
+    let seconds = env::var("SOAK_SECONDS").map_or(4, |text| text.parse().expect("seconds"));
+    let server = Server::start(WASI, &[QUIET]);
+    let address = server.address;
+    let load = |time: Duration| {
+        let end = Instant::now() + time;
+        let requests = thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| scope.spawn(move || soak(address, end)))
+                .collect();
+            let requests = clients.into_iter().map(|client| client.join());
+            requests.sum::<Result<u64, _>>().expect("no request fails")
+        });
+        (requests, server.resident())
+    };
+    let (_, warm) = load(Duration::from_secs(seconds) / 4);
+    let (requests, after) = load(Duration::from_secs(seconds));
+    let grown = after.saturating_sub(warm) >> 10;
+    println!(
+        "{requests} requests in {seconds} s; {} KiB, then {grown} KiB more",
+        warm >> 10
+    );
+    assert!(grown <= 2048, "{grown} KiB more");
+}
+
+/// Requests of many kinds, over connections of a hundred requests each. Returns how many.
+fn soak(address: SocketAddr, end: Instant) -> u64 {
+    let mut requests = 0;
+    while Instant::now() < end {
+        let mut connection = Connection::open(address);
+        for _ in 0..20 {
+            for (method, path, status) in [
+                ("GET", "/", 200),
+                ("GET", "/health", 200),
+                ("HEAD", "/", 200),
+                ("OPTIONS", "/health", 200),
+                ("POST", "/missing", 404),
+            ] {
+                let answer = connection.request(method, path).expect("an answer");
+                assert_eq!(answer.status, status);
+                requests += 1;
+            }
+        }
+    }
+    requests
+}

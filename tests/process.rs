@@ -134,39 +134,6 @@ fn it_ends_at_once_when_idle() {
 }
 
 #[test]
-fn busy_clients_lose_no_request_at_the_end() {
-    let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
-    let address = server.address;
-    let (served, first_answers) = std::sync::mpsc::channel();
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let served = served.clone();
-            thread::spawn(move || {
-                let mut connection = Connection::open(address);
-                for round in 0.. {
-                    let answer = connection.request("GET", "/").expect("no request is cut");
-                    assert_eq!(answer.body, b"Hello from Docker!");
-                    if answer.header("connection") == ["close"] {
-                        return;
-                    }
-                    if round == 0 {
-                        served.send(()).expect("the test waits");
-                    }
-                }
-            })
-        })
-        .collect();
-    for _ in &clients {
-        first_answers.recv().expect("every client is served");
-    }
-    server.signal(Signal::TERM);
-    for client in clients {
-        client.join().expect("no client loses a request");
-    }
-    assert_eq!(server.end().code(), Some(0));
-}
-
-#[test]
 fn a_client_that_never_finishes_does_not_keep_it() {
     let mut server = Server::start(WASI, &[("DRAIN_TIMEOUT", "400ms")]);
     // The body that it promises keeps the request open.

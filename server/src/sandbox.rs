@@ -153,6 +153,8 @@ impl Sandbox {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.calls)));
         let engine = Engine::new(&config)?;
         let component = load(&engine, component)?;
+        // Otherwise the first guest does it, and fails where no file descriptor is left for it.
+        component.initialize_copy_on_write_image()?;
         let ready = host::linker(&engine, &component)?.instantiate_pre(&component)?;
         #[cfg(feature = "spin")]
         let door = match http02::ProxyPre::new(ready.clone()) {

@@ -22,8 +22,18 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts the server. `SERVER`, when set, is what to run for the shipped one: words of a
+    /// command, such as `docker run --network host …`.
     pub fn start(executable: &str, env: &[(&str, &str)]) -> Self {
-        Self::spawn(command(executable), env)
+        match std::env::var("SERVER") {
+            Ok(words) if executable == WASI => {
+                let mut words = words.split_whitespace();
+                let mut command = command(words.next().expect("SERVER has a word"));
+                command.args(words);
+                Self::spawn(command, env)
+            }
+            _ => Self::spawn(command(executable), env),
+        }
     }
 
     pub fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
@@ -81,6 +91,16 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
         1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)
+    }
+
+    /// Processor time used so far, in ticks of 10 ms.
+    pub fn ticks(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.process.id());
+        let stat = std::fs::read_to_string(path).expect("the server lives");
+        // The fields `utime` and `stime`, the 12th and 13th after the name (proc(5)).
+        let (_, fields) = stat.rsplit_once(')').expect(&stat);
+        let fields = fields.split_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<u64>().expect(&stat)).sum()
     }
 
     /// Open file descriptors.
@@ -151,10 +171,14 @@ pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        stream.set_nodelay(true).expect("no delay");
-        Self(BufReader::new(stream))
+        Self::try_open(address).expect("a connection")
+    }
+
+    pub fn try_open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(BufReader::new(stream)))
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
@@ -196,9 +220,15 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Sends no more, but still reads.
-    pub fn half_close(&self) -> io::Result<()> {
-        self.0.get_ref().shutdown(std::net::Shutdown::Write)
+    /// Waits until an answer begins.
+    pub fn first_byte(&mut self) -> io::Result<()> {
+        self.0.fill_buf().map(|_| ())
+    }
+
+    /// Takes in one byte, if there is one.
+    pub fn read_a_byte(&mut self) -> io::Result<()> {
+        self.0.get_ref().set_nonblocking(true)?;
+        self.0.get_mut().read_exact(&mut [0])
     }
 
     /// What the server sends until it closes the connection.

@@ -76,8 +76,9 @@ fn component(name: &str, arguments: &[&str], target_dir: &Path) -> Result<PathBu
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir("..")
-        // Both are meant for the outer build: flags for another target, and clippy.
+        // All are meant for the outer build: flags for another target, and clippy.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .output()?;
     if !output.status.success() {

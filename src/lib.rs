@@ -3,6 +3,16 @@
 //! [`routes`] answers requests and knows nothing of WASI. A door carries requests to it from the
 //! `wasi:http` world that it exports: `wasi` speaks WASI 0.2, `spin` WASI 0.3.
 
+#![deny(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
+
 pub mod routes;
 
 #[cfg(all(target_family = "wasm", feature = "spin", not(feature = "wasi")))]

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, PATIENCE, Server, WASI, await_that};
+use harness::{Connection, PATIENCE, Server, WASI, await_that, words};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use std::env;
 use std::net::SocketAddr;
@@ -188,8 +188,9 @@ fn runtime() -> tokio::runtime::Runtime {
 fn it_outlives_a_lack_of_file_descriptors() {
     let _alone = alone();
     let mut limited = Command::new("sh");
-    let script = "ulimit -n 100 && exec \"$0\" \"$@\"";
-    limited.env_clear().args(["-c", script, WASI]);
+    let script = "ulimit -n 100 && exec \"$@\"";
+    limited.env_clear().args(["-c", script, "sh"]);
+    limited.args(words(WASI));
     let mut server = Server::spawn(limited, &[QUIET]);
     let address = server.address;
     let begun = Instant::now();

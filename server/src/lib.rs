@@ -1,7 +1,20 @@
 //! A native server that carries one WebAssembly component: HTTP on the outside, `wasi:http` on the
 //! inside, and a fresh sandbox for every request.
 
+// What a client sends must never end the process: no panic is reachable from the network.
+#![deny(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    unsafe_code
+)]
+
 pub mod cli;
+mod clock;
 pub mod component;
 pub mod config;
 mod engine;

@@ -43,11 +43,11 @@ fn ask(address: SocketAddr) -> io::Result<String> {
     // The status line is `HTTP/1.1 200 …` (RFC 9112, section 4).
     let mut line = [0; 12];
     let mut filled = 0;
-    while filled < line.len() {
+    while let Some(rest) = line.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         let left = deadline.saturating_duration_since(Instant::now());
         // Zero would mean no limit.
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut line[filled..])? {
+        match stream.read(rest)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             n => filled += n,
         }

@@ -2,8 +2,9 @@
 //! as [`Limits::requests`] says.
 //!
 //! A guest gets what [`host`] gives it, [`MEMORY_BYTES`] of memory and a limit on its time, and it
-//! makes room for other requests every [`TICK`].
+//! makes room for other requests every [`TICK`](crate::clock::TICK).
 
+use crate::clock::Clock;
 use crate::component::Precompiled;
 use crate::engine::{self, MEMORY_BYTES};
 use crate::host::{self, Host};
@@ -13,14 +14,13 @@ use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, SizeHint};
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{fmt, io};
 use tokio::sync::{Semaphore, oneshot};
 use wasmtime::component::Component;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -30,9 +30,6 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 #[cfg(feature = "spin")]
 use wasmtime_wasi_http::p3::bindings as http03;
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
-
-/// How long a guest computes before other requests on its thread get their turn.
-pub const TICK: Duration = Duration::from_millis(10);
 
 /// A component, loaded and ready to be instantiated.
 pub struct Sandbox {
@@ -218,7 +215,7 @@ impl Sandbox {
                 tokio::spawn(async move {
                     if let Err(failure) = call.await {
                         state.broken.store(true, Ordering::Relaxed);
-                        log.event(format_args!("an answer broke off: {failure}"));
+                        log.event(format_args!("after the answer began: {failure}"));
                     }
                 });
                 Ok(answer)
@@ -356,6 +353,7 @@ impl Guest {
     {
         self.served += 1;
         let store = &mut self.store;
+        store.set_epoch_deadline(1);
         match &self.exports {
             Exports::Wasi02(proxy) => {
                 let mut http = store.data_mut().http();
@@ -413,59 +411,5 @@ fn load(engine: &Engine, component: &Precompiled) -> wasmtime::Result<Component>
     #[allow(unsafe_code)]
     unsafe {
         Component::deserialize(engine, component.code)
-    }
-}
-
-/// Ticks while guests run, so that one that computes for long makes room for others.
-struct Clock {
-    shared: Arc<ClockState>,
-    thread: JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct ClockState {
-    running: AtomicUsize,
-    stop: AtomicBool,
-}
-
-impl Clock {
-    fn start(engine: Engine) -> io::Result<Self> {
-        let shared = Arc::<ClockState>::default();
-        let state = shared.clone();
-        let thread = thread::Builder::new().name("clock".into()).spawn(move || {
-            while !state.stop.load(Ordering::Relaxed) {
-                if state.running.load(Ordering::Relaxed) == 0 {
-                    thread::park();
-                } else {
-                    thread::sleep(TICK);
-                    engine.increment_epoch();
-                }
-            }
-        })?;
-        Ok(Self { shared, thread })
-    }
-
-    /// Counts a guest as running for as long as the value that this returns lives.
-    fn run(&self) -> Running<'_> {
-        // Unparking costs a system call only when the thread is parked.
-        if self.shared.running.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.thread.thread().unpark();
-        }
-        Running(&self.shared.running)
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.thread.thread().unpark();
-    }
-}
-
-struct Running<'a>(&'a AtomicUsize);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

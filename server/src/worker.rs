@@ -19,6 +19,7 @@ use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::sleep_until;
 
 /// Header fields that a request may have; more are answered with 431.
@@ -153,7 +154,11 @@ impl Protocol {
         });
         let mut http = pin!(self.http.serve_connection(TokioIo::new(transport), answer));
         let mut closing = self.closing.clone();
-        let mut closing = pin!(closing.wait_for(|closing| *closing));
+        let mut closing = pin!(async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+            // By then the runtime has looked what has come in since, and hyper read it.
+            yield_now().await;
+        });
         let mut closed = false;
         let mut watchdog = pin!(sleep_until(activity.deadline()));
         poll_fn(|cx| {

@@ -22,18 +22,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server. `SERVER`, when set, is what to run for the shipped one: words of a
-    /// command, such as `docker run --network host …`.
     pub fn start(executable: &str, env: &[(&str, &str)]) -> Self {
-        match std::env::var("SERVER") {
-            Ok(words) if executable == WASI => {
-                let mut words = words.split_whitespace();
-                let mut command = command(words.next().expect("SERVER has a word"));
-                command.args(words);
-                Self::spawn(command, env)
-            }
-            _ => Self::spawn(command(executable), env),
-        }
+        let words = words(executable);
+        let mut command = command(&words[0]);
+        command.args(&words[1..]);
+        Self::spawn(command, env)
     }
 
     pub fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
@@ -139,6 +132,15 @@ pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(begun.elapsed() < PATIENCE, "it never came true: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The words of the command that runs this executable: for the shipped server those of `SERVER`,
+/// such as `docker run --network host …`, when it is set.
+pub fn words(executable: &str) -> Vec<String> {
+    match std::env::var("SERVER") {
+        Ok(words) if executable == WASI => words.split_whitespace().map(String::from).collect(),
+        _ => vec![executable.to_owned()],
     }
 }
 

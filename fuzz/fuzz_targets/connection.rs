@@ -1,0 +1,90 @@
+//! Sends bytes to a server as a client would, over a socket, and reads what comes back: the server
+//! must answer or close, and go on. Every line that it logs must be one that a log may have.
+//!
+//! `cargo fuzz run --sanitizer none connection`; a panic on any thread ends it.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use server::component;
+use server::config::Config;
+use server::listener::Server;
+use server::log::{Format, Log};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long the server may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
+    let config = Config::read(Some("127.0.0.1:0".into()), |_| None).expect("defaults");
+    let log = Log::start(Format::Text, CheckedLog::default()).expect("a thread");
+    let server = Server::bind(&component::WASI, config, &log).expect("a server");
+    let address = server.address().expect("an address");
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (_never, stop) = mpsc::channel(1);
+        runtime.block_on(server.run(stop)).expect("it serves");
+    });
+    address
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut stream = TcpStream::connect(*SERVER).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
+    // The server may close before it has everything.
+    let sent = stream.write_all(bytes);
+    let _ = sent.and_then(|()| stream.shutdown(Shutdown::Write));
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            panic!("neither answered nor closed; so far: {}", answer.escape_ascii());
+        }
+        _ => {}
+    }
+});
+
+/// Takes lines of log and looks at them.
+#[derive(Default)]
+struct CheckedLog(Vec<u8>);
+
+impl Write for CheckedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
+            check(&self.0[..end]);
+            self.0.drain(..=end);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A line is printable, and a request's line has its seven fields: none of them is forged.
+fn check(line: &[u8]) {
+    let text = line.escape_ascii();
+    assert!(line.iter().all(|byte| matches!(byte, b' '..=b'~')), "{text}");
+    let line = String::from_utf8_lossy(line);
+    let fields: Vec<_> = line.split(' ').collect();
+    match fields[..] {
+        [time, peer, _, path, status, size, took] => {
+            assert!(time.len() == 24 && time.ends_with('Z'), "{line}");
+            assert!(peer.starts_with("127.0.0.1:"), "{line}");
+            assert!(path.starts_with('/') || path == "*" || status == "400", "{line}");
+            assert!(size.ends_with('B') && took.ends_with("us"), "{line}");
+            assert!(status.parse::<u16>().is_ok_and(|status| status != 500), "{line}");
+        }
+        _ => assert!(!line.contains("the guest"), "{line}"),
+    }
+}

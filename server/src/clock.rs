@@ -1,0 +1,65 @@
+//! The clock that interrupts guests: it ticks while any of them runs.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use wasmtime::Engine;
+
+/// How long a guest computes before other requests on its thread get their turn.
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// Ticks while guests run, so that one that computes for long makes room for others.
+pub struct Clock {
+    shared: Arc<ClockState>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct ClockState {
+    running: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Clock {
+    pub fn start(engine: Engine) -> io::Result<Self> {
+        let shared = Arc::<ClockState>::default();
+        let state = shared.clone();
+        let thread = thread::Builder::new().name("clock".into()).spawn(move || {
+            while !state.stop.load(Ordering::Relaxed) {
+                if state.running.load(Ordering::Relaxed) == 0 {
+                    thread::park();
+                } else {
+                    thread::sleep(TICK);
+                    engine.increment_epoch();
+                }
+            }
+        })?;
+        Ok(Self { shared, thread })
+    }
+
+    /// Counts a guest as running for as long as the value that this returns lives.
+    pub fn run(&self) -> Running<'_> {
+        // Unparking costs a system call only when the thread is parked.
+        if self.shared.running.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.thread.thread().unpark();
+        }
+        Running(&self.shared.running)
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+    }
+}
+
+pub struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

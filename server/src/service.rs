@@ -227,13 +227,15 @@ struct Entry {
 
 impl Entry {
     fn new(log: &Log, peer: SocketAddr, request: &Request<Incoming>) -> Self {
+        // A target that is an authority has no path; the line still has its field.
+        let path = Some(request.uri().path()).filter(|path| !path.is_empty());
         Self {
             log: log.clone(),
             begun: Instant::now(),
             access: Access {
                 peer,
                 method: request.method().clone(),
-                path: request.uri().path().to_owned(),
+                path: path.unwrap_or("-").to_owned(),
                 status: CLIENT_GONE,
                 bytes: 0,
                 took: Duration::ZERO,

@@ -230,9 +230,9 @@ fn it_outlives_a_lack_of_file_descriptors() {
     });
     server.signal(Signal::TERM);
     let lines = server.lines_until("shutting down");
-    let complaints = lines
-        .iter()
-        .filter(|line| line.contains("cannot accept connections: Too many open files"));
+    let complaints = lines.iter().filter(|line| {
+        line.contains("cannot accept connections: ") && line.contains("(os error 24)")
+    });
     let complaints = complaints.count();
     assert!(complaints >= 1, "{lines:?}");
     assert!(
@@ -437,8 +437,8 @@ fn ten_thousand_open_connections_take_bounded_memory() {
         .collect();
     let each = (server.resident() - before) / CONNECTIONS;
     println!("{each} bytes of resident memory for each of {CONNECTIONS} connections");
-    // hyper's buffers and state.
-    assert!(each < 24 << 10, "{each} bytes each");
+    // hyper's buffers and state: 24 KB with glibc's allocator, 32 KB with the shipped binary's.
+    assert!(each < 40 << 10, "{each} bytes each");
     for connection in open.iter_mut().step_by(1000) {
         let answer = connection.request("GET", "/").expect("an answer");
         assert_eq!(answer.status, 200);

@@ -21,7 +21,10 @@ use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 /// What the host keeps for one guest.
 pub struct Host {
     pub call: Arc<CallState>,
-    wasi: WasiCtx,
+    log: Log,
+    /// Made when the guest first asks for it: the usual guest does not, and it takes as long as all
+    /// the rest of the host.
+    wasi: Option<WasiCtx>,
     http: WasiHttpCtx,
     outbound: NoOutboundHttp,
     handles: ResourceTable,
@@ -29,11 +32,10 @@ pub struct Host {
 
 impl Host {
     pub fn new(log: &Log) -> Self {
-        let mut wasi = WasiCtx::builder();
-        wasi.stdout(GuestLog::new(log)).stderr(GuestLog::new(log));
         Self {
             call: Arc::default(),
-            wasi: wasi.build(),
+            log: log.clone(),
+            wasi: None,
             http: WasiHttpCtx::new(),
             outbound: NoOutboundHttp,
             handles: ResourceTable::new(),
@@ -43,8 +45,14 @@ impl Host {
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        let wasi = self.wasi.get_or_insert_with(|| {
+            let mut wasi = WasiCtx::builder();
+            wasi.stdout(GuestLog::new(&self.log))
+                .stderr(GuestLog::new(&self.log))
+                .build()
+        });
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx: wasi,
             table: &mut self.handles,
         }
     }

@@ -1,0 +1,64 @@
+//! The limit: the same routes without a sandbox, in the same HTTP server. Everything else that
+//! costs time is left out: no access log, no limits, no drain.
+//!
+//! `native ADDRESS` serves until it is killed.
+
+#[path = "../src/routes.rs"]
+mod routes;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use server as _; // For its allocator.
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::{env, io, thread};
+use tokio::runtime;
+
+fn main() -> io::Result<()> {
+    let address = env::args().nth(1);
+    let address = address.ok_or_else(|| io::Error::other("usage: native ADDRESS"))?;
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    println!("listening on http://{}", listener.local_addr()?);
+    // As in the server: a runtime for each core, so that no request changes its thread.
+    let workers = (0..thread::available_parallelism()?.get())
+        .map(|_| {
+            let listener = listener.try_clone()?;
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            Ok(thread::spawn(move || runtime.block_on(serve(listener))))
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    for worker in workers {
+        let ended = worker.join();
+        ended.map_err(|_| io::Error::other("a worker panicked"))??;
+    }
+    Ok(())
+}
+
+async fn serve(listener: TcpListener) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(async move {
+            let http = auto::Builder::new(TokioExecutor::new());
+            // An error is the client's.
+            let _ = http
+                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .await;
+        });
+    }
+}
+
+async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    // A body that is left unread would break the connection under the answer.
+    while let Some(Ok(_)) = request.body_mut().frame().await {}
+    Ok(routes::respond(&request).map(Full::new))
+}

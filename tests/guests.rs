@@ -2,13 +2,9 @@
 
 mod harness;
 
-use harness::{Connection, Server};
+use harness::{Connection, FIXTURES, QUIET, Server};
 use rustix::process::Signal;
 use std::thread;
-
-const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
-
-const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
 
 /// The server's own lines of the log, from here to its end.
 fn log_to_the_end(server: &mut Server) -> Vec<String> {
@@ -143,8 +139,7 @@ fn half_an_answer_never_looks_like_a_whole_one() {
     ] {
         let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "200ms")]);
         let mut connection = Connection::open(server.address);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
-        connection.send(request).expect("sent");
+        connection.send_request("GET", path).expect("sent");
         let answer = connection.rest().expect("the end");
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
         // The end of a chunked body (RFC 9112, section 7.1) is missing.
@@ -210,9 +205,7 @@ fn a_client_that_goes_ends_its_guest() {
     let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
     let mut server = Server::start(FIXTURES, &env);
     let mut connection = Connection::open(server.address);
-    connection
-        .send("GET /wait HTTP/1.1\r\nHost: test\r\n\r\n")
-        .expect("sent");
+    connection.send_request("GET", "/wait").expect("sent");
     server.lines_until("guest: waiting");
     let status = || {
         let probe = Connection::open(server.address).request("GET", "/");

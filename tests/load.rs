@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, PATIENCE, Server, WASI, await_that, words};
+use harness::{Connection, FIXTURES, PATIENCE, QUIET, Server, WASI, await_that, words};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use std::env;
 use std::net::SocketAddr;
@@ -11,20 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
-
 /// Held by each test: they load the machine, and some take the time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
-
-/// Sends the head of a GET request.
-fn send_get(connection: &mut Connection, path: &str) {
-    let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
-    connection.send(head).expect("sent");
 }
 
 /// A client in a tight loop: asks again as soon as it is answered, until it is told that the
@@ -99,7 +89,7 @@ fn what_is_under_way_at_the_end_is_finished() {
     let _alone = alone();
     let mut server = Server::start(FIXTURES, &[QUIET]);
     let mut connection = Connection::open(server.address);
-    send_get(&mut connection, "/slow");
+    connection.send_request("GET", "/slow").expect("sent");
     connection.first_byte().expect("the answer has begun");
     server.signal(Signal::TERM);
     let answer = connection.rest().expect("the answer, and the end");
@@ -206,10 +196,7 @@ fn it_outlives_a_lack_of_file_descriptors() {
     // Those for whom there was no descriptor are told so, and not kept waiting.
     let mut refused = 0;
     for mut connection in crowd.into_iter().rev() {
-        if connection
-            .send("GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-            .is_err()
-        {
+        if connection.send_request("GET", "/").is_err() {
             refused += 1;
             continue;
         }
@@ -283,7 +270,7 @@ fn at_max_requests_it_says_so() {
     let mut waiting: Vec<_> = (0..2)
         .map(|_| {
             let mut connection = Connection::open(server.address);
-            send_get(&mut connection, "/wait");
+            connection.send_request("GET", "/wait").expect("sent");
             server.lines_until("guest: waiting");
             connection
         })

@@ -31,9 +31,9 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(log: &Log) -> Self {
+    pub fn new(log: &Log, call: Arc<CallState>) -> Self {
         Self {
-            call: Arc::default(),
+            call,
             log: log.clone(),
             wasi: None,
             http: WasiHttpCtx::new(),
@@ -117,7 +117,6 @@ pub fn linker(engine: &Engine, component: &Component) -> wasmtime::Result<Linker
         };
         let denied = DENIED.iter().any(|prefix| name.starts_with(prefix));
         for (item, export) in interface.exports(engine) {
-            let function = format!("{name}#{item}");
             match export.ty {
                 // An interface can name another one's resources, which are not its to define.
                 ComponentItem::Resource(resource) if !resources.contains(&resource) => {
@@ -130,6 +129,7 @@ pub fn linker(engine: &Engine, component: &Component) -> wasmtime::Result<Linker
                     }
                 }
                 ComponentItem::ComponentFunc(_) if denied => {
+                    let function = format!("{name}#{item}");
                     linker.instance(name)?.func_new(item, move |_, _, _, _| {
                         bail!("it called {function}, which is denied")
                     })?;

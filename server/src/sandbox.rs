@@ -251,10 +251,12 @@ impl Sandbox {
     {
         let idle = self.idle().pop();
         let mut guest = match idle {
-            Some(guest) => guest,
-            None => self.instantiate().await?,
+            Some(mut guest) => {
+                guest.store.data_mut().call = state;
+                guest
+            }
+            None => self.instantiate(state).await?,
         };
-        guest.store.data_mut().call = state;
         // A guest that fails, or is given up on, is dropped here.
         guest.handle(request, reply).await?;
         if guest.served < self.limits.requests {
@@ -267,8 +269,8 @@ impl Sandbox {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn instantiate(&self) -> wasmtime::Result<Guest> {
-        let mut store = Store::new(&self.engine, Host::new(&self.log));
+    async fn instantiate(&self, call: Arc<CallState>) -> wasmtime::Result<Guest> {
+        let mut store = Store::new(&self.engine, Host::new(&self.log, call));
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|guest| {
             guest.data().call.preempted.store(true, Ordering::Relaxed);

@@ -13,6 +13,13 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The shipped server: the component behind its WASI 0.2 door.
 pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
 
+/// The server with guests that misbehave.
+#[cfg(feature = "fixtures")]
+pub const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
+
+/// For servers whose log is to show their own lines alone.
+pub const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
+
 /// A server process on a free port of 127.0.0.1, killed when dropped.
 pub struct Server {
     process: Child,
@@ -189,8 +196,13 @@ impl Connection {
 
     /// Sends a request without a body, and reads its answer.
     pub fn request(&mut self, method: &str, target: &str) -> io::Result<Answer> {
-        self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        self.send_request(method, target)?;
         self.answer(method)
+    }
+
+    /// Sends a request without a body.
+    pub fn send_request(&mut self, method: &str, target: &str) -> io::Result<()> {
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"))
     }
 
     /// Reads the answer to a request of this method: a head, and as much body as its

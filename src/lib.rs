@@ -18,6 +18,8 @@ pub mod routes;
 #[cfg(all(target_family = "wasm", feature = "spin", not(feature = "wasi")))]
 mod spin;
 #[cfg(all(target_family = "wasm", feature = "wasi", not(feature = "spin")))]
+mod stdio;
+#[cfg(all(target_family = "wasm", feature = "wasi", not(feature = "spin")))]
 mod wasi;
 
 #[cfg(all(target_family = "wasm", feature = "wasi", feature = "spin"))]

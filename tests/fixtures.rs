@@ -2,6 +2,9 @@
 
 #![cfg(target_family = "wasm")]
 
+#[path = "../src/stdio.rs"]
+mod stdio;
+
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use wasi::clocks::monotonic_clock::subscribe_duration;

@@ -39,13 +39,16 @@ impl Clock {
         Ok(Self { shared, thread })
     }
 
-    /// Counts a guest as running for as long as the value that this returns lives.
-    pub fn run(&self) -> Running<'_> {
+    /// Counts a guest as running for as long as the value that this returns lives; none when
+    /// `most` are running.
+    pub fn run(&self, most: usize) -> Option<Running<'_>> {
+        let others = self.shared.running.fetch_add(1, Ordering::Relaxed);
+        let running = Running(&self.shared.running);
         // Unparking costs a system call only when the thread is parked.
-        if self.shared.running.fetch_add(1, Ordering::Relaxed) == 0 {
+        if others == 0 {
             self.thread.thread().unpark();
         }
-        Running(&self.shared.running)
+        (others < most).then_some(running)
     }
 }
 

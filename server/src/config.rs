@@ -12,7 +12,7 @@ Settings, from the environment:
   LOG_FORMAT            text or json                            text
   ACCESS_LOG            on or off: a line for each request      on
   MAX_CONNECTIONS       connections open at a time              10000
-  MAX_REQUESTS          requests in the component at a time     256
+  MAX_REQUESTS          requests in the component at a time     64
   REQUESTS_PER_SANDBOX  requests that one sandbox may serve     1
   IDLE_TIMEOUT          for the next request to begin           75s
   HEADER_TIMEOUT        for a request's head to arrive          10s
@@ -60,7 +60,7 @@ impl Config {
             log_format: env.get("LOG_FORMAT", Format::Text, format)?,
             access_log: env.get("ACCESS_LOG", true, switch)?,
             max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
-            max_requests: env.get("MAX_REQUESTS", 256, count::<4096>)?,
+            max_requests: env.get("MAX_REQUESTS", 64, count::<4096>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
             idle_timeout: env.seconds("IDLE_TIMEOUT", 75)?,
             header_timeout: env.seconds("HEADER_TIMEOUT", 10)?,

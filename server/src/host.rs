@@ -4,7 +4,7 @@
 use crate::guest_log::GuestLog;
 use crate::log::Log;
 use crate::sandbox::CallState;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use std::convert::Infallible;
 use std::sync::Arc;
 use wasmtime::component::types::ComponentItem;
@@ -15,8 +15,8 @@ use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings as http02;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx};
-use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody};
+use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
 /// What the host keeps for one guest.
 pub struct Host {
@@ -70,9 +70,17 @@ impl WasiHttpView for Host {
 
 pub struct NoOutboundHttp;
 
+/// A static, as the constant would be made anew for each field.
+static FORBIDDEN_FIELDS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
+
 type Sending<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
 
 impl WasiHttpHooks for NoOutboundHttp {
+    /// The default's answer, without the allocation that it makes for each field.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        FORBIDDEN_FIELDS.contains(name)
+    }
+
     fn send_request(
         &mut self,
         _: Request<WasiBody>,

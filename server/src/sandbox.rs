@@ -5,14 +5,14 @@
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
 use crate::clock::Clock;
-use crate::component::Precompiled;
+use crate::component::{InPlace, Precompiled};
 use crate::engine::{self, MEMORY_BYTES};
 use crate::host::{self, Host};
 use crate::log::Log;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use std::fmt;
 use std::future::poll_fn;
@@ -21,8 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
-use wasmtime::component::Component;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings as http02;
@@ -36,7 +34,6 @@ pub struct Sandbox {
     engine: Engine,
     door: Door,
     limits: Limits,
-    free: Semaphore,
     /// Guests that may serve again.
     idle: Mutex<Vec<Guest>>,
     clock: Clock,
@@ -121,22 +118,41 @@ impl fmt::Display for Failure {
     }
 }
 
-type Reply = oneshot::Sender<Result<Response<WasiBody>, Failure>>;
+/// An answer's body: all of it, or one that is still to come.
+pub type Content = Either<Full<Bytes>, WasiBody>;
+
+type Answered = Result<Response<WasiBody>, Failure>;
 
 /// What is known of a call outside of it.
 #[derive(Default)]
 pub struct CallState {
+    /// What the guest has answered.
+    answer: Mutex<Option<Answered>>,
     /// The guest has not come to a wait or an end: others were given a turn.
     preempted: AtomicBool,
     /// The guest has failed.
     broken: AtomicBool,
 }
 
+impl CallState {
+    fn give(&self, answer: Answered) {
+        *self.answer() = Some(answer);
+    }
+
+    fn take(&self) -> Option<Answered> {
+        self.answer().take()
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<Answered>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How a guest's turn ended.
 enum Turn {
     Ended(Result<(), Failure>),
     /// The guest waits, its answer given.
-    Waits(Result<Response<WasiBody>, Failure>),
+    Waits(Answered),
 }
 
 impl Sandbox {
@@ -147,9 +163,11 @@ impl Sandbox {
     /// what a guest here does not get, or when the system denies memory or a thread.
     pub fn load(component: &Precompiled, limits: Limits, log: Log) -> wasmtime::Result<Self> {
         let mut config = engine::config();
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.calls)));
+        config
+            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.calls)))
+            .with_custom_code_memory(Some(Arc::new(InPlace)));
         let engine = Engine::new(&config)?;
-        let component = load(&engine, component)?;
+        let component = component.load(&engine)?;
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
         let ready = host::linker(&engine, &component)?.instantiate_pre(&component)?;
@@ -162,7 +180,6 @@ impl Sandbox {
         let door = Door::Wasi02(http02::ProxyPre::new(ready)?);
         Ok(Self {
             clock: Clock::start(engine.clone())?,
-            free: Semaphore::new(limits.calls as usize),
             idle: Mutex::default(),
             engine,
             door,
@@ -179,22 +196,21 @@ impl Sandbox {
     pub async fn answer<B>(
         self: &Arc<Self>,
         request: Request<B>,
-    ) -> Result<Response<WasiBody>, Failure>
+    ) -> Result<Response<Content>, Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let head_only = request.method() == Method::HEAD;
-        let (reply, mut answer) = oneshot::channel();
         let state = Arc::<CallState>::default();
-        let mut call = Box::pin(self.clone().call(request, reply, state.clone()));
+        let mut call = Box::pin(self.clone().call(request, state.clone()));
         let turn = poll_fn(|cx| {
             state.preempted.store(false, Ordering::Relaxed);
             match call.as_mut().poll(cx) {
                 Poll::Ready(ended) => Poll::Ready(Turn::Ended(ended)),
                 Poll::Pending if state.preempted.load(Ordering::Relaxed) => Poll::Pending,
-                Poll::Pending => match answer.try_recv() {
-                    Ok(answer) => Poll::Ready(Turn::Waits(answer)),
-                    Err(_) => Poll::Pending,
+                Poll::Pending => match state.take() {
+                    Some(answer) => Poll::Ready(Turn::Waits(answer)),
+                    None => Poll::Pending,
                 },
             }
         });
@@ -202,15 +218,14 @@ impl Sandbox {
             Turn::Ended(ended) => {
                 // Of a guest that failed, nothing has been sent, and nothing will be.
                 ended?;
-                let answer = answer.try_recv().map_err(|_| Failure::Silent)??;
+                let answer = state.take().ok_or(Failure::Silent)??;
                 whole(answer, head_only).await
             }
             Turn::Waits(answer) => {
-                let unfinished = |body| Unfinished {
-                    body,
-                    call: state.clone(),
-                };
-                let answer = answer?.map(|body| unfinished(body).boxed_unsync());
+                let answer = answer?.map(|body| {
+                    let call = state.clone();
+                    Either::Right(Unfinished { body, call }.boxed_unsync())
+                });
                 let log = self.log.clone();
                 tokio::spawn(async move {
                     if let Err(failure) = call.await {
@@ -226,26 +241,20 @@ impl Sandbox {
     async fn call<B>(
         self: Arc<Self>,
         request: Request<B>,
-        reply: Reply,
         state: Arc<CallState>,
     ) -> Result<(), Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
-        let _free = self.free.try_acquire().map_err(|_| Failure::Busy)?;
-        let _running = self.clock.run();
-        match tokio::time::timeout(self.limits.time, self.run(request, reply, state)).await {
+        let most = self.limits.calls as usize;
+        let _running = self.clock.run(most).ok_or(Failure::Busy)?;
+        match tokio::time::timeout(self.limits.time, self.run(request, state)).await {
             Ok(ended) => ended.map_err(Failure::Trapped),
             Err(_) => Err(Failure::TimedOut),
         }
     }
 
-    async fn run<B>(
-        &self,
-        request: Request<B>,
-        reply: Reply,
-        state: Arc<CallState>,
-    ) -> wasmtime::Result<()>
+    async fn run<B>(&self, request: Request<B>, state: Arc<CallState>) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
@@ -258,7 +267,7 @@ impl Sandbox {
             None => self.instantiate(state).await?,
         };
         // A guest that fails, or is given up on, is dropped here.
-        guest.handle(request, reply).await?;
+        guest.handle(request).await?;
         if guest.served < self.limits.requests {
             self.idle().push(guest);
         }
@@ -290,30 +299,31 @@ impl Sandbox {
 }
 
 /// The answer of a guest that has ended, with all of its body.
-async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<WasiBody>, Failure> {
+async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<Content>, Failure> {
     let (head, body) = answer.into_parts();
-    if head_only {
+    let body = if head_only {
         // Its length is that of the body that is left out (RFC 9110, section 9.3.2).
-        let none = Full::default().map_err(Error::from);
-        return Ok(Response::from_parts(head, none.boxed_unsync()));
-    }
-    let body = body.collect().await.map_err(Failure::Malformed)?;
-    if body.trailers().is_some() {
-        let body = body.map_err(Error::from);
-        return Ok(Response::from_parts(head, body.boxed_unsync()));
-    }
-    let body = body.to_bytes();
-    let length = body.len().to_string();
-    match head.headers.get(CONTENT_LENGTH) {
-        Some(claimed) if claimed != length.as_str() => {
-            let length = Error::HttpResponseBodySize(Some(body.len() as u64));
-            Err(Failure::Malformed(length))
+        Either::Left(Full::default())
+    } else {
+        let body = body.collect().await.map_err(Failure::Malformed)?;
+        if body.trailers().is_some() {
+            Either::Right(body.map_err(Error::from).boxed_unsync())
+        } else {
+            let body = body.to_bytes();
+            if length(&head.headers).is_some_and(|claimed| claimed != body.len()) {
+                let length = Error::HttpResponseBodySize(Some(body.len() as u64));
+                return Err(Failure::Malformed(length));
+            }
+            Either::Left(Full::new(body))
         }
-        _ => {
-            let body = Full::new(body).map_err(Error::from);
-            Ok(Response::from_parts(head, body.boxed_unsync()))
-        }
-    }
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+/// What `Content-Length` says, which is a number: the guest could not have set it otherwise.
+fn length(fields: &HeaderMap) -> Option<usize> {
+    let length = fields.get(CONTENT_LENGTH)?.to_str().ok()?;
+    length.parse().ok()
 }
 
 /// The body of an answer whose guest still runs.
@@ -349,20 +359,20 @@ impl Body for Unfinished {
 }
 
 impl Guest {
-    async fn handle<B>(&mut self, request: Request<B>, reply: Reply) -> wasmtime::Result<()>
+    async fn handle<B>(&mut self, request: Request<B>) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         self.served += 1;
         let store = &mut self.store;
         store.set_epoch_deadline(1);
+        let call = store.data().call.clone();
         match &self.exports {
             Exports::Wasi02(proxy) => {
                 let mut http = store.data_mut().http();
                 let request = http.new_incoming_request(Scheme::Http, request)?;
                 let out = http.new_response_outparam_from_callback(move |answer| {
-                    // The client may have gone by now.
-                    let _ = reply.send(answer.map_err(Failure::refused));
+                    call.give(answer.map_err(Failure::refused));
                 })?;
                 let handler = proxy.wasi_http_incoming_handler();
                 handler.call_handle(store, request, out).await
@@ -375,11 +385,11 @@ impl Guest {
                     let answer = match service.handle(guest, request).await? {
                         Ok(answer) => guest.with(|store| answer.into_http(store, sent))?,
                         Err(error) => {
-                            let _ = reply.send(Err(Failure::refused(error)));
+                            call.give(Err(Failure::refused(error)));
                             return Ok(());
                         }
                     };
-                    let _ = reply.send(Ok(answer));
+                    call.give(Ok(answer));
                     poll_fn(|cx| guest.poll_no_interesting_tasks(cx)).await;
                     Ok(())
                 };
@@ -405,13 +415,4 @@ fn pool(calls: u32) -> PoolingAllocationConfig {
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10);
     pool
-}
-
-fn load(engine: &Engine, component: &Precompiled) -> wasmtime::Result<Component> {
-    // SAFETY: the bytes of a `Precompiled` are what `Engine::precompile_component` gave
-    // `build.rs`, unchanged since: they are constants in this executable's read-only data.
-    #[allow(unsafe_code)]
-    unsafe {
-        Component::deserialize(engine, component.code)
-    }
 }

@@ -1,7 +1,7 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
 use crate::log::{Access, Log, Often};
-use crate::sandbox::{Failure, Sandbox};
+use crate::sandbox::{Content, Failure, Sandbox};
 use crate::transport::{Activity, Open};
 use crate::validate;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::{Sleep, sleep};
-use wasmtime_wasi_http::{Error, WasiBody};
+use wasmtime_wasi_http::Error;
 
 /// How long the rest of a request's body is taken in and thrown away when the guest did not want
 /// it. Without, the connection would break under the client's feet, and the answer be lost.
@@ -72,7 +72,7 @@ impl Service {
         Response::from_parts(head, Answer { body, entry, open })
     }
 
-    async fn ask(&self, request: Request<Incoming>) -> Response<WasiBody> {
+    async fn ask(&self, request: Request<Incoming>) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let request = Upload::of(request, self.body_timeout);
         let failure = match self.sandbox.answer(request).await {
@@ -96,9 +96,8 @@ impl Service {
 }
 
 /// An answer of the server's own: one line of text.
-fn plain(status: StatusCode, line: &'static str) -> Response<WasiBody> {
-    let body = Full::from(line).map_err(Error::from).boxed_unsync();
-    let mut response = Response::new(body);
+fn plain(status: StatusCode, line: &'static str) -> Response<Content> {
+    let mut response = Response::new(Content::Left(Full::from(line)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(
@@ -186,19 +185,19 @@ impl Drop for Upload {
 /// An answer's body on its way to the client. When it has passed, or the client has gone, the
 /// request's line is logged.
 pub struct Answer {
-    body: WasiBody,
+    body: Content,
     entry: Option<Entry>,
     open: Open,
 }
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = Error;
+    type Error = <Content as Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.open.progress();

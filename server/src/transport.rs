@@ -145,13 +145,15 @@ impl Drop for Open {
 /// A connection's bytes, with word of them to its [`Activity`].
 #[derive(Clone)]
 pub struct Transport {
-    stream: Arc<TcpStream>,
+    /// Never contended: HTTP holds one clone, and [`Transport::close`] has another one's when HTTP
+    /// is done.
+    stream: Arc<Mutex<TcpStream>>,
     activity: Arc<Activity>,
 }
 
 impl Transport {
     pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
-        let stream = Arc::new(stream);
+        let stream = Arc::new(Mutex::new(stream));
         Self { stream, activity }
     }
 
@@ -159,8 +161,13 @@ impl Transport {
     pub async fn close(self) {
         let ended = self.activity.state().ended;
         if let (Some(stream), false) = (Arc::into_inner(self.stream), ended) {
+            let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
             close(stream, LINGER).await;
         }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, TcpStream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -179,46 +186,18 @@ impl AsyncRead for Transport {
         cx: &mut Context,
         buffer: &mut ReadBuf,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(buffer) {
-                Ok(bytes) => {
-                    self.activity.received(bytes);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl Transport {
-    fn poll_send(
-        &self,
-        cx: &mut Context,
-        send: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let Poll::Ready(ready) = self.stream.poll_write_ready(cx) else {
-                self.activity.sent(false);
-                return Poll::Pending;
-            };
-            ready?;
-            match send(&self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => {
-                    self.activity.sent(true);
-                    return Poll::Ready(sent);
-                }
-            }
-        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut *self.stream()).poll_read(cx, buffer))?;
+        self.activity.received(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, |stream| stream.try_write(bytes))
+        let sent = Pin::new(&mut *self.stream()).poll_write(cx, bytes);
+        self.activity.sent(sent.is_ready());
+        sent
     }
 
     fn poll_write_vectored(
@@ -226,7 +205,9 @@ impl AsyncWrite for Transport {
         cx: &mut Context,
         pieces: &[IoSlice],
     ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, |stream| stream.try_write_vectored(pieces))
+        let sent = Pin::new(&mut *self.stream()).poll_write_vectored(cx, pieces);
+        self.activity.sent(sent.is_ready());
+        sent
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The limit: the same routes without a sandbox, in the same HTTP server. Everything else that
 //! costs time is left out: no access log, no limits, no drain.
 //!
-//! `native ADDRESS` serves until it is killed.
+//! `native ADDRESS` serves until it is told to end.
 
 #[path = "../src/routes.rs"]
 mod routes;
@@ -17,7 +17,8 @@ use server as _; // For its allocator.
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::{env, io, thread};
-use tokio::runtime;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> io::Result<()> {
     let address = env::args().nth(1);
@@ -26,20 +27,19 @@ fn main() -> io::Result<()> {
     listener.set_nonblocking(true)?;
     println!("listening on http://{}", listener.local_addr()?);
     // As in the server: a runtime for each core, so that no request changes its thread.
-    let workers = (0..thread::available_parallelism()?.get())
-        .map(|_| {
-            let listener = listener.try_clone()?;
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            Ok(thread::spawn(move || runtime.block_on(serve(listener))))
-        })
-        .collect::<io::Result<Vec<_>>>()?;
-    for worker in workers {
-        let ended = worker.join();
-        ended.map_err(|_| io::Error::other("a worker panicked"))??;
+    for _ in 0..thread::available_parallelism()?.get() {
+        let listener = listener.try_clone()?;
+        let runtime = runtime()?;
+        thread::spawn(move || runtime.block_on(serve(listener)));
     }
-    Ok(())
+    runtime()?.block_on(async {
+        signal(SignalKind::terminate())?.recv().await;
+        Ok(())
+    })
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 async fn serve(listener: TcpListener) -> io::Result<()> {

@@ -28,10 +28,12 @@ RUN mkdir -p src server/src/bin \
     && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/fixtures.rs server/src/bin/wasi-essentials-spin.rs \
     && cargo auditable build --release --locked --package server
 
-# The sources. `touch`, because Cargo goes by the time of a file, and these are older than the above.
+# The sources. `touch`, because Cargo goes by the time of a file: these are older than the above, and the
+# profile, which is the same as above, may be newer.
 COPY src src
 COPY server server
-RUN find src server -name '*.rs' -exec touch {} + \
+RUN touch --date @0 server/release.profdata \
+    && find src server -name '*.rs' -exec touch {} + \
     && cargo auditable build --release --locked --package server \
     && cp target/*-musl/release/wasi-essentials /usr/local/bin/
 

@@ -42,13 +42,14 @@ impl Clock {
     /// Counts a guest as running for as long as the value that this returns lives; none when
     /// `most` are running.
     pub fn run(&self, most: usize) -> Option<Running<'_>> {
-        let others = self.shared.running.fetch_add(1, Ordering::Relaxed);
-        let running = Running(&self.shared.running);
+        let one_more = |running| (running < most).then_some(running + 1);
+        let running = &self.shared.running;
+        let others = running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         // Unparking costs a system call only when the thread is parked.
-        if others == 0 {
+        if others.ok()? == 0 {
             self.thread.thread().unpark();
         }
-        (others < most).then_some(running)
+        Some(Running(running))
     }
 }
 

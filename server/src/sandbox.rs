@@ -11,7 +11,7 @@ use crate::host::{self, Host};
 use crate::log::Log;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use std::fmt;
@@ -301,29 +301,27 @@ impl Sandbox {
 /// The answer of a guest that has ended, with all of its body.
 async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<Content>, Failure> {
     let (head, body) = answer.into_parts();
-    let body = if head_only {
+    if head_only {
         // Its length is that of the body that is left out (RFC 9110, section 9.3.2).
-        Either::Left(Full::default())
-    } else {
-        let body = body.collect().await.map_err(Failure::Malformed)?;
-        if body.trailers().is_some() {
-            Either::Right(body.map_err(Error::from).boxed_unsync())
-        } else {
-            let body = body.to_bytes();
-            if length(&head.headers).is_some_and(|claimed| claimed != body.len()) {
-                let length = Error::HttpResponseBodySize(Some(body.len() as u64));
-                return Err(Failure::Malformed(length));
-            }
-            Either::Left(Full::new(body))
+        return Ok(Response::from_parts(head, Either::Left(Full::default())));
+    }
+    let body = body.collect().await.map_err(Failure::Malformed)?;
+    if body.trailers().is_some() {
+        let body = body.map_err(Error::from).boxed_unsync();
+        return Ok(Response::from_parts(head, Either::Right(body)));
+    }
+    let body = body.to_bytes();
+    match head.headers.get(CONTENT_LENGTH) {
+        Some(claimed) if number(claimed) != Some(body.len()) => {
+            let length = Error::HttpResponseBodySize(Some(body.len() as u64));
+            Err(Failure::Malformed(length))
         }
-    };
-    Ok(Response::from_parts(head, body))
+        _ => Ok(Response::from_parts(head, Either::Left(Full::new(body)))),
+    }
 }
 
-/// What `Content-Length` says, which is a number: the guest could not have set it otherwise.
-fn length(fields: &HeaderMap) -> Option<usize> {
-    let length = fields.get(CONTENT_LENGTH)?.to_str().ok()?;
-    length.parse().ok()
+fn number(value: &HeaderValue) -> Option<usize> {
+    value.to_str().ok()?.parse().ok()
 }
 
 /// The body of an answer whose guest still runs.

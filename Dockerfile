@@ -2,40 +2,51 @@
 #
 #   docker build -t wasi-essentials .                            the production image: one static file
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
+#
+# `docker buildx bake` builds both with their tags, for all architectures: see docker-bake.hcl. The
+# compilers always run on the building machine's own.
 
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 
-FROM ${RUST_IMAGE} AS builder
-
-# Writes into the binary what it is made of, for vulnerability scanners: an image of one file has no
-# other list. Before the settings below, which are for another target than this tool's.
-RUN cargo install --locked cargo-auditable --version 0.7.7
-
+FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
-# One static binary, by way of musl, laid out as bench/profile has seen it run; the few lines of C in
-# Wasmtime compile with the image's gcc.
-RUN target="$(uname -m)-unknown-linux-musl" \
-    && rustup target add wasm32-wasip2 "$target" \
-    && mkdir -p .cargo \
-    && printf '[build]\ntarget = "%s"\n[target.%s]\nrustflags = "-Cprofile-use=/build/server/release.profdata"\n[env]\nTARGET_CC = "gcc"\n' \
-        "$target" "$target" > .cargo/config.toml
-
-# The dependencies, before the sources: they take minutes and change seldom.
+COPY server/release server/
+RUN server/release
+# What Cargo knows dependencies by. They take minutes and change seldom: each stage below compiles them
+# with empty sources first. The sources are touched then, as Cargo goes by the time of a file.
 COPY Cargo.toml Cargo.lock ./
-COPY server/Cargo.toml server/release.profdata server/
+COPY server/Cargo.toml server/
 RUN mkdir -p src server/src/bin \
     && touch src/lib.rs server/src/lib.rs \
-    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/fixtures.rs server/src/bin/wasi-essentials-spin.rs \
-    && cargo auditable build --release --locked --package server
+    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/fixtures.rs server/src/bin/wasi-essentials-spin.rs
 
-# The sources. `touch`, because Cargo goes by the time of a file: these are older than the above, and the
-# profile, which is the same as above, may be newer.
+
+# The component: one file for all architectures.
+FROM toolchain AS component
+RUN cargo build --release --locked --target wasm32-wasip2
 COPY src src
+RUN touch src/*.rs \
+    && cargo build --release --locked --target wasm32-wasip2
+
+FROM scratch AS wasm
+COPY --from=component /build/target/wasm32-wasip2/release/wasi_essentials.wasm /
+
+
+FROM toolchain AS builder
+ARG BUILDARCH
+ARG TARGETARCH
+ENV ARCH=${TARGETARCH}
+RUN test "$TARGETARCH" = "$BUILDARCH" \
+    || { apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross; }
+COPY bench/release.profdata bench/
+RUN server/release --bin wasi-essentials
 COPY server server
-RUN touch --date @0 server/release.profdata \
-    && find src server -name '*.rs' -exec touch {} + \
-    && cargo auditable build --release --locked --package server \
-    && cp target/*-musl/release/wasi-essentials /usr/local/bin/
+COPY --from=wasm / .
+# The time of a file is part of an image's layer: the same binary is to give the same layer.
+RUN find server -name '*.rs' -exec touch {} + \
+    && COMPONENT=wasi_essentials.wasm server/release --bin wasi-essentials \
+    && install target/*-musl/release/wasi-essentials /usr/local/bin/ \
+    && touch --date @0 /usr/local/bin/wasi-essentials
 
 USER 65532:65532
 EXPOSE 5000
@@ -45,7 +56,7 @@ ENTRYPOINT ["wasi-essentials"]
 
 FROM scratch
 
-ARG VERSION=1.0.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="wasi-essentials" \
       org.opencontainers.image.description="A Hello/Health web service as a WebAssembly component, shipped as an ordinary container" \

@@ -1,5 +1,6 @@
 //! Builds the component, compiles it ahead of time for the target machine, and leaves the machine
-//! code where `src/component.rs` embeds it.
+//! code where `src/component.rs` embeds it. A component that `COMPONENT` names, a path from the
+//! project's folder, is taken as it is.
 
 #[path = "src/engine.rs"]
 mod engine;
@@ -30,51 +31,58 @@ fn build() -> Result<()> {
         "cargo::rustc-env=WASMTIME_VERSION={}",
         wasmtime_environ::VERSION
     );
-    require_target()?;
+    println!("cargo::rerun-if-env-changed=COMPONENT");
     let mut config = engine::config();
     config.target(&env::var("TARGET")?)?;
     let engine = Engine::new(&config)?;
     let service = Path::new("wasi_essentials.wasm");
-    embed("wasi", &["--lib", "--features=wasi"], service, &engine)?;
+    let wasi = match env::var_os("COMPONENT") {
+        Some(path) => existing(&Path::new("..").join(path))?,
+        None => component("wasi", &["--lib", "--features=wasi"], service)?,
+    };
+    embed("wasi", &wasi, &engine)?;
     if cfg!(feature = "spin") {
-        embed("spin", &["--lib", "--features=spin"], service, &engine)?;
+        let spin = component("spin", &["--lib", "--features=spin"], service)?;
+        embed("spin", &spin, &engine)?;
     }
     if cfg!(feature = "fixtures") {
         println!("cargo::rerun-if-changed=../tests/fixtures.rs");
         let fixtures = Path::new("examples/fixtures.wasm");
+        let arguments = ["--example=fixtures", "--features=wasi"];
         embed(
             "fixtures",
-            &["--example=fixtures", "--features=wasi"],
-            fixtures,
+            &component("fixtures", &arguments, fixtures)?,
             &engine,
         )?;
     }
     Ok(())
 }
 
-/// Builds what these arguments of Cargo say, and leaves it as `$OUT_DIR/<name>.cwasm`, its digest in
-/// the environment.
-fn embed(name: &str, arguments: &[&str], wasm: &Path, engine: &Engine) -> Result<()> {
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    let wasm = fs::read(component(name, arguments, &out.join(name))?.join(wasm))?;
-    fs::write(
-        out.join(format!("{name}.cwasm")),
-        engine.precompile_component(&wasm)?,
-    )?;
-    let digest = Sha256::digest(&wasm);
+/// Leaves a component as machine code in `$OUT_DIR/<name>.cwasm`, its digest in the environment.
+fn embed(name: &str, wasm: &[u8], engine: &Engine) -> Result<()> {
+    let path = PathBuf::from(env::var("OUT_DIR")?).join(format!("{name}.cwasm"));
+    fs::write(path, engine.precompile_component(wasm)?)?;
+    let digest = Sha256::digest(wasm);
     println!("cargo::rustc-env={}_DIGEST={digest:x}", name.to_uppercase());
     Ok(())
 }
 
-/// Builds a component, in a target folder of its own: the outer Cargo holds the lock on its own.
-/// Returns the folder that Cargo leaves it in.
-fn component(name: &str, arguments: &[&str], target_dir: &Path) -> Result<PathBuf> {
+fn existing(path: &Path) -> Result<Vec<u8>> {
+    println!("cargo::rerun-if-changed={}", path.display());
+    fs::read(path).map_err(|error| format!("COMPONENT, {}: {error}", path.display()).into())
+}
+
+/// Builds what these arguments of Cargo say, in a target folder of its own: the outer Cargo holds the
+/// lock on its own. Returns the component that is then at `file`.
+fn component(name: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
+    require_target()?;
+    let target_dir = PathBuf::from(env::var("OUT_DIR")?).join(name);
     let output = Command::new(env::var("CARGO")?)
         .args(["build", "--release", "--locked", "--target", WASM])
         .args(["--package", "wasi-essentials", "--no-default-features"])
         .args(arguments)
         .arg("--target-dir")
-        .arg(target_dir)
+        .arg(&target_dir)
         .current_dir("..")
         // All are meant for the outer build: flags for another target, and clippy.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -85,7 +93,7 @@ fn component(name: &str, arguments: &[&str], target_dir: &Path) -> Result<PathBu
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
         return Err(format!("the component `{name}` does not build").into());
     }
-    Ok(target_dir.join(WASM).join("release"))
+    Ok(fs::read(target_dir.join(WASM).join("release").join(file))?)
 }
 
 fn require_target() -> Result<()> {

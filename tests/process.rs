@@ -2,11 +2,11 @@
 
 mod harness;
 
-use harness::{Answer, Connection, Server, WASI, command};
+use harness::{Answer, Connection, Server, WASI, command, words};
 use rustix::process::Signal;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::thread;
 
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
@@ -326,4 +326,42 @@ fn a_log_that_nobody_reads_does_not_stop_it() {
     server.signal(Signal::TERM);
     while !server.line().contains("shutting down") {}
     assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn an_address_space_of_39_bits_is_enough() {
+    // What many arm64 kernels give a process (Documentation/arch/arm64/memory.rst), in KiB.
+    let limit = (1u64 << 39) / 1024;
+    let mut command = command("sh");
+    command
+        .args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh"])
+        .args(words(WASI));
+    let server = Server::spawn(command, &[("MAX_REQUESTS", "4096")]);
+    assert_eq!(get(&server, "/").expect("an answer").status, 200);
+}
+
+#[test]
+fn the_first_line_says_where_to_look() {
+    let mut command = command(WASI);
+    let mut process = command
+        .args(["--listen", "0.0.0.0:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut line = String::new();
+    let log = process.stdout.take().expect("a pipe");
+    BufReader::new(log).read_line(&mut line).expect("a line");
+    process
+        .kill()
+        .and_then(|()| process.wait().map(|_| ()))
+        .expect("it ends");
+    let (_, addresses) = line.split_once(" listening on ").expect(&line);
+    let port = addresses
+        .strip_prefix("0.0.0.0:")
+        .and_then(|rest| rest.split(',').next());
+    let port: u16 = port.and_then(|port| port.parse().ok()).expect(&line);
+    assert!(
+        line.ends_with(&format!(", see http://localhost:{port}/\n")),
+        "{line}"
+    );
 }

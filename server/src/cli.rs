@@ -6,6 +6,7 @@ use crate::listener::Server;
 use crate::log::Log;
 use crate::probe;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, io};
@@ -94,6 +95,15 @@ Options:
 "
 );
 
+/// Where to look: the address that stands for all of a machine's cannot be opened itself.
+fn visible(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    }
+}
+
 fn version(component: &Precompiled) -> String {
     format!(
         "wasi-essentials {} (wasmtime {}, component sha256:{})",
@@ -116,8 +126,9 @@ fn serve(component: &Precompiled, config: Config) -> Result<(), String> {
         .block_on(async {
             let stop = signals().map_err(no)?;
             log.event(format_args!(
-                "{} listening on http://{address}",
-                version(component)
+                "{} listening on {address}, see http://{}/",
+                version(component),
+                visible(address)
             ));
             server.run(stop).await
         });

@@ -1,0 +1,53 @@
+# What is published, and under which tags. `./bake` runs this with the version of Cargo.toml.
+
+# No tag, so that nothing is built or published under a version that is not Cargo.toml's.
+variable "VERSION" {
+  default = "(unknown, run ./bake, which takes it from Cargo.toml)"
+}
+
+variable "REVISION" {
+  default = "unknown"
+}
+
+variable "REGISTRY" {
+  default = "docker.io"
+}
+
+variable "REPOSITORY" {
+  default = "you/wasi-essentials"
+}
+
+# More than one needs an engine with the containerd image store, or a builder of its own.
+variable "PLATFORMS" {
+  default = "linux/amd64,linux/arm64"
+}
+
+# A pre-release, such as 1.1.0-rc.1, moves no tag that others follow.
+function "tags" {
+  params = [version]
+  result = length(regexall("-", version)) > 0 ? [version] : [
+    version, regex_replace(version, "\\.[0-9]+$", ""), "latest", "production",
+  ]
+}
+
+group "default" {
+  targets = ["image", "single"]
+}
+
+target "image" {
+  args      = { VERSION = VERSION, REVISION = REVISION }
+  platforms = split(",", PLATFORMS)
+  tags      = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
+}
+
+# With its toolchain, hence for the building machine's own platform.
+target "single" {
+  target = "builder"
+  tags   = ["${REGISTRY}/${REPOSITORY}:single"]
+}
+
+# The bare component: target/component/wasi_essentials.wasm.
+target "wasm" {
+  target = "wasm"
+  output = ["type=local,dest=target/component"]
+}

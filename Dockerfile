@@ -32,7 +32,7 @@ FROM scratch AS wasm
 COPY --from=component /build/target/wasm32-wasip2/release/wasi_essentials.wasm /
 
 
-FROM toolchain AS builder
+FROM toolchain AS dependencies
 ARG BUILDARCH
 ARG TARGETARCH
 ENV ARCH=${TARGETARCH}
@@ -40,6 +40,9 @@ RUN test "$TARGETARCH" = "$BUILDARCH" \
     || { apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross; }
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
+
+
+FROM dependencies AS builder
 COPY server server
 COPY --from=wasm / .
 # The time of a file is part of an image's layer: the same binary is to give the same layer.

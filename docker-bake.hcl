@@ -43,7 +43,7 @@ target "image" {
 # With its toolchain, hence for the building machine's own platform.
 target "single" {
   target = "builder"
-  tags   = ["${REGISTRY}/${REPOSITORY}:single"]
+  tags   = ["${REGISTRY}/${REPOSITORY}:${contains(tags(VERSION), "latest") ? "" : "${VERSION}-"}single"]
 }
 
 # The bare component: target/component/wasi_essentials.wasm.

@@ -204,14 +204,18 @@ const WAYS: &[Way] = &[
     }),
     ("a body that nobody asked for is no error", |address| {
         let mut connection = Connection::open(address);
-        let body = [b'x'; 10_000];
-        let head = format!("Host: test\r\nContent-Length: {}\r\n\r\n", body.len());
+        let body = "x".repeat(10_000);
         for (row, method) in [(HELLO, "GET"), (NO_POST, "POST")] {
+            let head = format!("Host: test\r\nContent-Length: {}\r\n\r\n", body.len());
             connection
-                .send(format!("{method} / HTTP/1.1\r\n{head}"))
-                .expect("head sent");
-            connection.send(body).expect("body sent");
-            row.check_answer(&connection.answer(method).expect("an answer"));
+                .send(format!("{method} / HTTP/1.1\r\n{head}{body}"))
+                .expect("sent");
+            let answer = connection.answer(method).expect("an answer");
+            row.check_answer(&answer);
+            // Some hosts close a connection rather than read what nobody asked for.
+            if answer.header("connection") == ["close"] {
+                connection = Connection::open(address);
+            }
         }
     }),
     ("a large body does not cost the answer", |address| {
@@ -219,10 +223,10 @@ const WAYS: &[Way] = &[
         let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
         let head = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
         connection.send(head).expect("head sent");
-        for _ in 0..16 {
-            connection.send(&chunk).expect("chunk sent");
-        }
-        connection.send("0\r\n\r\n").expect("end sent");
+        // A host may close once it has answered (RFC 9112, section 9.6); the answer is there to read.
+        let _ = (0..16)
+            .try_for_each(|_| connection.send(&chunk))
+            .and_then(|()| connection.send("0\r\n\r\n"));
         NO_POST.check_answer(&connection.answer("POST").expect("an answer"));
     }),
     (
@@ -242,9 +246,11 @@ const WAYS: &[Way] = &[
         },
     ),
     ("the target may be a whole URI", |address| {
-        let target = format!("http://{address}/?x=1");
         let mut connection = Connection::open(address);
-        HELLO.check_answer(&connection.request("GET", &target).expect("an answer"));
+        // With the target's authority in `Host` (RFC 9112, section 3.2).
+        let request = format!("GET http://{address}/?x=1 HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        connection.send(request).expect("sent");
+        HELLO.check_answer(&connection.answer("GET").expect("an answer"));
     }),
     (
         "a client that wants the connection closed gets it closed",

@@ -23,6 +23,8 @@ RUN mkdir -p src server/src/bin \
 
 # The component: one file for all architectures.
 FROM toolchain AS component
+# The same as server/build.rs does, for the same bits.
+ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
 RUN cargo build --release --locked --target wasm32-wasip2
 COPY src src
 RUN touch src/*.rs \

@@ -37,6 +37,8 @@ group "default" {
 target "image" {
   args      = { VERSION = VERSION, REVISION = REVISION }
   platforms = split(",", PLATFORMS)
+  # A tenth less to pull than gzip; Docker from 23.0 and containerd from 1.5 know it.
+  output    = ["type=image,compression=zstd,force-compression=true"]
   tags      = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
 }
 

@@ -84,16 +84,28 @@ fn component(name: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir("..")
-        // All are meant for the outer build: flags for another target, and clippy.
+        // Those of the outer build are flags for another target, and clippy.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        // Wherever the dependencies are, the same sources are to give the same bits.
+        .env(
+            "RUSTFLAGS",
+            format!("--remap-path-prefix={}=/cargo", cargo_home()?),
+        )
         .output()?;
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
         return Err(format!("the component `{name}` does not build").into());
     }
     Ok(fs::read(target_dir.join(WASM).join("release").join(file))?)
+}
+
+/// Where Cargo keeps the sources of dependencies, whose paths are in the messages of their panics.
+fn cargo_home() -> Result<String> {
+    match env::var("CARGO_HOME") {
+        Ok(path) => Ok(path),
+        Err(_) => Ok(format!("{}/.cargo", env::var("HOME")?)),
+    }
 }
 
 fn require_target() -> Result<()> {

@@ -47,11 +47,12 @@ RUN server/release --bin wasi-essentials
 FROM dependencies AS builder
 COPY server server
 COPY --from=wasm / .
-# The time of a file is part of an image's layer: the same binary is to give the same layer.
+# The time of a file is part of an image's layer: the same binary is to give the same layer. This is the
+# earliest that every kind of archive can have.
 RUN find server -name '*.rs' -exec touch {} + \
     && COMPONENT=wasi_essentials.wasm server/release --bin wasi-essentials \
     && install target/*-musl/release/wasi-essentials /usr/local/bin/ \
-    && touch --date @0 /usr/local/bin/wasi-essentials
+    && touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
 
 USER 65532:65532
 EXPOSE 5000

@@ -37,8 +37,8 @@ group "default" {
 target "image" {
   args      = { VERSION = VERSION, REVISION = REVISION }
   platforms = split(",", PLATFORMS)
-  # A tenth less to pull than gzip; Docker from 23.0 and containerd from 1.5 know it.
-  output    = ["type=image,compression=zstd,force-compression=true"]
+  # A tenth less to pull than with gzip; Docker from 23.0 and containerd from 1.5 know it.
+  output    = ["type=image,compression=zstd,compression-level=19,force-compression=true"]
   tags      = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
 }
 

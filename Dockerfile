@@ -3,8 +3,8 @@
 #   docker build -t wasi-essentials .                            the production image: one static file
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
 #
-# `docker buildx bake` builds both with their tags, for all architectures: see docker-bake.hcl. The
-# compilers always run on the building machine's own.
+# `./bake` builds both with their tags, for all architectures. The compilers always run on the building
+# machine's own.
 
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 

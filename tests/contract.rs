@@ -5,7 +5,7 @@
 
 mod harness;
 
-use harness::{Answer, Connection, Server, WASI};
+use harness::{Answer, CHUNKED_POST, Connection, Server, WASI};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -205,10 +205,10 @@ const WAYS: &[Way] = &[
     ("a body that nobody asked for is no error", |address| {
         let mut connection = Connection::open(address);
         let body = "x".repeat(10_000);
+        let fields = format!("Host: test\r\nContent-Length: {}", body.len());
         for (row, method) in [(HELLO, "GET"), (NO_POST, "POST")] {
-            let head = format!("Host: test\r\nContent-Length: {}\r\n\r\n", body.len());
             connection
-                .send(format!("{method} / HTTP/1.1\r\n{head}{body}"))
+                .send(format!("{method} / HTTP/1.1\r\n{fields}\r\n\r\n{body}"))
                 .expect("sent");
             let answer = connection.answer(method).expect("an answer");
             row.check_answer(&answer);
@@ -220,13 +220,9 @@ const WAYS: &[Way] = &[
     }),
     ("a large body does not cost the answer", |address| {
         let mut connection = Connection::open(address);
-        let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
-        let head = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
-        connection.send(head).expect("head sent");
+        connection.send(CHUNKED_POST).expect("head sent");
         // A host may close once it has answered (RFC 9112, section 9.6); the answer is there to read.
-        let _ = (0..16)
-            .try_for_each(|_| connection.send(&chunk))
-            .and_then(|()| connection.send("0\r\n\r\n"));
+        let _ = connection.send_16_chunks();
         NO_POST.check_answer(&connection.answer("POST").expect("an answer"));
     }),
     (

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Answer, Connection, Server, WASI, command, words};
+use harness::{Answer, CHUNKED_POST, Connection, Server, WASI, command, words};
 use rustix::process::Signal;
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
@@ -370,14 +370,9 @@ fn the_first_line_says_where_to_look() {
 fn a_body_that_nobody_reads_does_not_cost_the_connection() {
     let server = Server::start(WASI, &[]);
     let mut connection = Connection::open(server.address);
-    let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
-    let head = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     for _ in 0..2 {
-        connection.send(head).expect("head sent");
-        for _ in 0..16 {
-            connection.send(&chunk).expect("chunk sent");
-        }
-        connection.send("0\r\n\r\n").expect("end sent");
+        connection.send(CHUNKED_POST).expect("head sent");
+        connection.send_16_chunks().expect("body sent");
         assert_eq!(connection.answer("POST").expect("an answer").status, 405);
     }
 }

@@ -17,6 +17,10 @@ pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
 #[cfg(feature = "fixtures")]
 pub const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
 
+/// The head of a request whose body is still to come.
+pub const CHUNKED_POST: &str =
+    "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 /// For servers whose log is to show their own lines alone.
 pub const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
 
@@ -203,6 +207,15 @@ impl Connection {
     /// Sends a request without a body.
     pub fn send_request(&mut self, method: &str, target: &str) -> io::Result<()> {
         self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"))
+    }
+
+    /// Sends the body of a [`CHUNKED_POST`]: 16 chunks of 1 MiB, and the end.
+    pub fn send_16_chunks(&mut self) -> io::Result<()> {
+        let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
+        for _ in 0..16 {
+            self.send(&chunk)?;
+        }
+        self.send("0\r\n\r\n")
     }
 
     /// Reads the answer to a request of this method: a head, and as much body as its

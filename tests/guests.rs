@@ -14,6 +14,9 @@ fn log_to_the_end(server: &mut Server) -> Vec<String> {
     lines
 }
 
+/// Long enough for what is to succeed, on a machine with much else to do.
+const SHORT: (&str, &str) = ("GUEST_TIMEOUT", "500ms");
+
 /// Has a guest misbehave while another one works. The client gets `status`, the log one line with
 /// `reason`, the other one its answer, and so does the next.
 #[track_caller]
@@ -105,7 +108,7 @@ fn one_sees_neither_environment_nor_arguments() {
 
 #[test]
 fn one_that_waits_after_its_answer_costs_the_client_nothing() {
-    let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "100ms")]);
+    let mut server = Server::start(FIXTURES, &[QUIET, SHORT]);
     let mut connection = Connection::open(server.address);
     connection
         .send("GET /answer-then-wait HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
@@ -137,7 +140,7 @@ fn half_an_answer_never_looks_like_a_whole_one() {
             "after the answer began: the guest took too long",
         ),
     ] {
-        let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "200ms")]);
+        let mut server = Server::start(FIXTURES, &[QUIET, SHORT]);
         let mut connection = Connection::open(server.address);
         connection.send_request("GET", path).expect("sent");
         let answer = connection.rest().expect("the end");
@@ -180,11 +183,7 @@ fn one_may_serve_a_number_of_requests() {
 
 #[test]
 fn one_that_failed_never_serves_again() {
-    let env = [
-        QUIET,
-        ("REQUESTS_PER_SANDBOX", "9"),
-        ("GUEST_TIMEOUT", "100ms"),
-    ];
+    let env = [QUIET, SHORT, ("REQUESTS_PER_SANDBOX", "9")];
     let server = Server::start(FIXTURES, &env);
     let mut connection = Connection::open(server.address);
     for (path, status) in [
@@ -242,21 +241,26 @@ fn nothing_leaks() {
     /// In all; a failure that takes time comes less often.
     const ROUNDS: usize = 10_000;
     const CLIENTS: usize = 8;
-    const KINDS: [(&str, u16); 10] = [
-        ("/trap", 500),
-        ("/silent", 502),
-        ("/refuse", 502),
-        ("/short", 502),
-        ("/long", 502),
-        ("/stack", 500),
-        ("/files", 500),
-        ("/sockets", 500),
-        ("/outbound", 500),
-        ("/head-then-trap", 500),
+    const KINDS: [(&str, &[u16]); 10] = [
+        ("/trap", &[500]),
+        ("/silent", &[502]),
+        ("/refuse", &[502]),
+        ("/short", &[502]),
+        ("/long", &[502]),
+        ("/stack", &[500]),
+        ("/files", &[500]),
+        ("/sockets", &[500]),
+        ("/outbound", &[500]),
+        ("/head-then-trap", &[500]),
     ];
-    const SLOW: [(&str, u16); 3] = [("/memory", 500), ("/loop", 504), ("/wait", 504)];
+    /// One that eats memory may run out of time first.
+    const SLOW: [(&str, &[u16]); 3] = [
+        ("/memory", &[500, 504]),
+        ("/loop", &[504]),
+        ("/wait", &[504]),
+    ];
     // As many sandboxes as clients, so that each has had its share of memory when it is measured.
-    let env = [QUIET, ("GUEST_TIMEOUT", "100ms"), ("MAX_REQUESTS", "8")];
+    let env = [QUIET, SHORT, ("MAX_REQUESTS", "8")];
     let mut server = Server::start(FIXTURES, &env);
     let address = server.address;
     let rounds = |rounds: usize| {
@@ -265,12 +269,12 @@ fn nothing_leaks() {
                 scope.spawn(move || {
                     let mut connection = Connection::open(address);
                     for round in 0..rounds / CLIENTS {
-                        let (path, status) = match round % 100 {
-                            0 => SLOW[(round / 100 + client) % SLOW.len()],
+                        let (path, expected) = match round % 250 {
+                            0 => SLOW[(round / 250 + client) % SLOW.len()],
                             _ => KINDS[(round + client) % KINDS.len()],
                         };
                         let answer = connection.request("GET", path).expect("an answer");
-                        assert_eq!(answer.status, status, "{path}");
+                        assert!(expected.contains(&answer.status), "{path}: {answer:?}");
                     }
                 });
             }

@@ -429,8 +429,8 @@ fn ten_thousand_open_connections_take_bounded_memory() {
         .collect();
     let each = (server.resident() - before) / CONNECTIONS;
     println!("{each} bytes of resident memory for each of {CONNECTIONS} connections");
-    // hyper's buffers and state: 24 KB with glibc's allocator, 32 KB with the shipped binary's.
-    assert!(each < 40 << 10, "{each} bytes each");
+    // hyper's buffers and state: 24 KB with glibc's allocator, 20 KB with the shipped binary's.
+    assert!(each < 32 << 10, "{each} bytes each");
     for connection in open.iter_mut().step_by(1000) {
         let answer = connection.request("GET", "/").expect("an answer");
         assert_eq!(answer.status, 200);

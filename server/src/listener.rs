@@ -56,11 +56,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Loads the component and starts to listen; port 0 takes a free port.
+    /// Starts to listen and loads the component; port 0 takes a free port.
     ///
     /// # Errors
     /// One line that says what failed and what to do.
     pub fn bind(component: &Precompiled, config: Config, log: &Log) -> Result<Self, String> {
+        // First, so that early clients wait a moment rather than being refused.
+        let listener = TcpListener::bind(config.listen)
+            .map_err(|error| format!("cannot listen on {}: {}", config.listen, advice(&error)))?;
         let limits = Limits {
             calls: config.max_requests,
             time: config.guest_timeout,
@@ -68,8 +71,6 @@ impl Server {
         };
         let sandbox = Sandbox::load(component, limits, log.clone())
             .map_err(|error| format!("the component does not load: {error:#}"))?;
-        let listener = TcpListener::bind(config.listen)
-            .map_err(|error| format!("cannot listen on {}: {}", config.listen, advice(&error)))?;
         Ok(Self {
             listener,
             service: Arc::new(Service {

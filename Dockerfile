@@ -6,7 +6,7 @@
 # `./bake` builds both with their tags, for all architectures. The compilers always run on the building
 # machine's own.
 
-ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
+ARG RUST_IMAGE=rust:1.99.1-slim-bookworm
 
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
@@ -26,8 +26,9 @@ FROM toolchain AS component
 # The same as server/build.rs does, for the same bits.
 ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
 RUN cargo build --release --locked --target wasm32-wasip2
+COPY build.rs ./
 COPY src src
-RUN touch src/*.rs \
+RUN touch build.rs src/*.rs \
     && cargo build --release --locked --target wasm32-wasip2
 
 FROM scratch AS wasm

@@ -5,10 +5,11 @@
 
 #[path = "../src/routes.rs"]
 mod routes;
+#[path = "../src/service.rs"]
+mod service;
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -51,14 +52,15 @@ async fn serve(listener: TcpListener) -> io::Result<()> {
             let http = auto::Builder::new(TokioExecutor::new());
             // An error is the client's.
             let _ = http
-                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .serve_connection(TokioIo::new(stream), service_fn(handle))
                 .await;
         });
     }
 }
 
-async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    // A body that is left unread would break the connection under the answer.
+async fn handle(mut request: Request<Incoming>) -> Result<Response<service::Body>, Infallible> {
+    // Closing with unread input would reset the connection, and the client may lose the response.
     while let Some(Ok(_)) = request.body_mut().frame().await {}
-    Ok(routes::respond(&request).map(Full::new))
+    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    Ok(service::handle(request).await)
 }

@@ -24,7 +24,7 @@ fn main() {
 
 fn build() -> Result<()> {
     // What the component is made of; Cargo knows what the server is made of, and the toolchain.
-    for path in ["Cargo.toml", "Cargo.lock", "src"] {
+    for path in ["Cargo.toml", "Cargo.lock", "build.rs", "src"] {
         println!("cargo::rerun-if-changed=../{path}");
     }
     println!(
@@ -46,14 +46,21 @@ fn build() -> Result<()> {
         embed("spin", &spin, &engine)?;
     }
     if cfg!(feature = "fixtures") {
-        println!("cargo::rerun-if-changed=../tests/fixtures.rs");
-        let fixtures = Path::new("examples/fixtures.wasm");
-        let arguments = ["--example=fixtures", "--features=wasi"];
-        embed(
-            "fixtures",
-            &component("fixtures", &arguments, fixtures)?,
-            &engine,
-        )?;
+        println!("cargo::rerun-if-changed=../tests/fixtures");
+        for (name, example, feature) in [
+            ("raw", "raw", "wasi"),
+            ("service_wasi", "service", "wasi"),
+            ("service_spin", "service", "spin"),
+        ] {
+            let file = PathBuf::from(format!("examples/{example}.wasm"));
+            let arguments = [
+                &*format!("--example={example}"),
+                &format!("--features={feature}"),
+            ];
+            if feature == "wasi" || cfg!(feature = "spin") {
+                embed(name, &component(feature, &arguments, &file)?, &engine)?;
+            }
+        }
     }
     Ok(())
 }
@@ -72,11 +79,11 @@ fn existing(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| format!("COMPONENT, {}: {error}", path.display()).into())
 }
 
-/// Builds what these arguments of Cargo say, in a target folder of its own: the outer Cargo holds the
-/// lock on its own. Returns the component that is then at `file`.
-fn component(name: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
+/// Builds what these arguments of Cargo say, in a target directory for its entry point: the outer
+/// Cargo holds the lock on its own. Returns the component that is then at `file`.
+fn component(entry: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
     require_target()?;
-    let target_dir = PathBuf::from(env::var("OUT_DIR")?).join(name);
+    let target_dir = PathBuf::from(env::var("OUT_DIR")?).join(entry);
     let output = Command::new(env::var("CARGO")?)
         .args(["build", "--release", "--locked", "--target", WASM])
         .args(["--package", "wasi-essentials", "--no-default-features"])
@@ -95,7 +102,8 @@ fn component(name: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
         .output()?;
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-        return Err(format!("the component `{name}` does not build").into());
+        let file = file.display();
+        return Err(format!("{file} for `{entry}` does not build").into());
     }
     Ok(fs::read(target_dir.join(WASM).join("release").join(file))?)
 }

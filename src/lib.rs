@@ -1,7 +1,8 @@
-//! The component: one service behind one of two doors.
+//! The component: one HTTP service, built for one of two `wasi:http` worlds.
 //!
-//! [`routes`] answers requests and knows nothing of WASI. A door carries requests to it from the
-//! `wasi:http` world that it exports: `wasi` speaks WASI 0.2, `spin` WASI 0.3.
+//! - [`routes`] is the service: what each path responds. It does not depend on WASI.
+//! - [`service`] calls the routes and turns an error into a response and a line of the log.
+//! - `entry` exports that to the host, for WASI 0.2 (feature `wasi`) or WASI 0.3 (feature `spin`).
 
 #![deny(
     clippy::expect_used,
@@ -14,15 +15,14 @@
 )]
 
 pub mod routes;
+pub mod service;
 
-#[cfg(all(target_family = "wasm", feature = "spin", not(feature = "wasi")))]
-mod spin;
-#[cfg(all(target_family = "wasm", feature = "wasi", not(feature = "spin")))]
-mod stdio;
-#[cfg(all(target_family = "wasm", feature = "wasi", not(feature = "spin")))]
-mod wasi;
+#[cfg(all(target_family = "wasm", any(feature = "wasi", feature = "spin")))]
+mod entry;
 
 #[cfg(all(target_family = "wasm", feature = "wasi", feature = "spin"))]
-compile_error!("two doors chosen: for Spin's, add `--no-default-features --features spin`");
-#[cfg(all(target_family = "wasm", not(feature = "wasi"), not(feature = "spin")))]
-compile_error!("no door chosen: add `--features wasi` (WASI 0.2) or `--features spin` (WASI 0.3)");
+compile_error!(
+    "both `wasi` (WASI 0.2) and `spin` (WASI 0.3) are enabled: for WASI 0.3, add `--no-default-features --features spin`"
+);
+#[cfg(all(target_family = "wasm", not(any(feature = "wasi", feature = "spin"))))]
+compile_error!("no entry point: enable the feature `wasi` (WASI 0.2) or `spin` (WASI 0.3)");

@@ -1,97 +1,93 @@
-//! The service: what each path answers. Replace these routes with your own.
+//! The service: what each path responds. Replace these routes with your own.
 
-use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use crate::service::{Body, text};
+use anyhow::Result;
+use http::header::{ALLOW, CACHE_CONTROL};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 
-/// Answers one request. The body `B` is whatever the door has, still unread.
+/// For routes that only read. The host leaves out the body of a response to `HEAD` (RFC 9110, section
+/// 9.3.2).
+const READ: &[Method] = &[Method::GET, Method::HEAD];
+
+/// Responds to a request, by its path.
 ///
-/// `HEAD` is answered as `GET` is: the host, which frames the message, leaves the body out
-/// (RFC 9110, section 9.3.2).
-pub fn respond<B>(request: &Request<B>) -> Response<Bytes> {
-    let get = match request.uri().path() {
-        "/" => hello,
-        "/health" => health,
-        _ => return text(StatusCode::NOT_FOUND, "Not Found"),
+/// # Errors
+/// Whatever a route fails with; the client gets a 500 and the log has the error.
+pub async fn respond(request: Request<Body>) -> Result<Response<Body>> {
+    match request.uri().path() {
+        "/" => allow(READ, request, hello).await,
+        "/health" => allow(READ, request, health).await,
+        _ => Ok(text(StatusCode::NOT_FOUND, "Not Found")),
+    }
+}
+
+async fn hello(_: Request<Body>) -> Result<Response<Body>> {
+    Ok(text(StatusCode::OK, "Hello from Docker!"))
+}
+
+async fn health(_: Request<Body>) -> Result<Response<Body>> {
+    let mut response = text(StatusCode::OK, "OK");
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(CACHE_CONTROL, no_store);
+    Ok(response)
+}
+
+/// Calls the route for these methods. `OPTIONS` names them; any other gets a 405 that does, too
+/// (RFC 9110, sections 9.3.7 and 15.5.6).
+async fn allow(
+    methods: &[Method],
+    request: Request<Body>,
+    route: impl AsyncFnOnce(Request<Body>) -> Result<Response<Body>>,
+) -> Result<Response<Body>> {
+    if methods.contains(request.method()) {
+        return route(request).await;
+    }
+    let mut response = match *request.method() {
+        Method::OPTIONS => text(StatusCode::OK, ""),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
     };
-    match *request.method() {
-        Method::GET | Method::HEAD => get(),
-        Method::OPTIONS => allow(text(StatusCode::OK, "")),
-        _ => allow(text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")),
-    }
-}
-
-fn hello() -> Response<Bytes> {
-    text(StatusCode::OK, "Hello from Docker!")
-}
-
-fn health() -> Response<Bytes> {
-    let answer = text(StatusCode::OK, "OK");
-    with(answer, CACHE_CONTROL, HeaderValue::from_static("no-store"))
-}
-
-fn allow(answer: Response<Bytes>) -> Response<Bytes> {
-    with(
-        answer,
-        ALLOW,
-        HeaderValue::from_static("GET, HEAD, OPTIONS"),
-    )
-}
-
-fn text(status: StatusCode, body: &'static str) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from_static(body.as_bytes()));
-    *answer.status_mut() = status;
-    // An exact length, so that no host falls back to chunked encoding.
-    answer = with(answer, CONTENT_LENGTH, body.len().into());
-    answer = with(
-        answer,
-        X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    if body.is_empty() {
-        return answer;
-    }
-    with(
-        answer,
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    )
-}
-
-fn with(mut answer: Response<Bytes>, name: HeaderName, value: HeaderValue) -> Response<Bytes> {
-    answer.headers_mut().insert(name, value);
-    answer
+    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    let allowed = format!("{}, OPTIONS", names.join(", "));
+    response.headers_mut().insert(ALLOW, allowed.try_into()?);
+    Ok(response)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service;
+    use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+    use http_body_util::BodyExt;
 
-    fn answer(method: &str, target: &str) -> Response<Bytes> {
+    /// Sends a request with this body; returns the response and its body.
+    fn send(method: &str, target: &str, body: &'static str) -> (Response<()>, String) {
         let request = Request::builder().method(method).uri(target);
-        respond(&request.body(()).expect("a well-formed request"))
+        let request = request.body(text(StatusCode::OK, body).into_body());
+        let response = service::handle(request.expect("a well-formed request"));
+        let (head, body) = pollster::block_on(response).into_parts();
+        let body = pollster::block_on(body.collect()).expect("a whole body");
+        let body = String::from_utf8(body.to_bytes().into()).expect("UTF-8");
+        (Response::from_parts(head, ()), body)
     }
 
     #[track_caller]
-    fn assert_answer(method: &str, target: &str, status: u16, body: &str) -> Response<Bytes> {
-        let answer = answer(method, target);
-        assert_eq!(answer.status(), status, "{method} {target}");
-        assert_eq!(answer.body(), body, "{method} {target}");
-        assert_eq!(answer.headers()[CONTENT_LENGTH], body.len().to_string());
-        assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
-        assert_eq!(
-            answer.headers().contains_key(CONTENT_TYPE),
-            !body.is_empty()
-        );
-        answer
+    fn assert_response(method: &str, target: &str, status: u16, expected: &str) -> Response<()> {
+        let (response, body) = send(method, target, "");
+        assert_eq!(response.status(), status, "{method} {target}");
+        assert_eq!(body, expected, "{method} {target}");
+        let fields = response.headers();
+        assert_eq!(fields[CONTENT_LENGTH], expected.len().to_string());
+        assert_eq!(fields[X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert_eq!(fields.contains_key(CONTENT_TYPE), !expected.is_empty());
+        response
     }
 
     #[test]
-    fn get_and_head_answer_alike() {
+    fn get_and_head_respond_alike() {
         for method in ["GET", "HEAD"] {
-            assert_answer(method, "/", 200, "Hello from Docker!");
-            assert_answer(method, "/?x=1", 200, "Hello from Docker!");
-            let health = assert_answer(method, "/health", 200, "OK");
+            assert_response(method, "/", 200, "Hello from Docker!");
+            assert_response(method, "/?x=1", 200, "Hello from Docker!");
+            let health = assert_response(method, "/health", 200, "OK");
             assert_eq!(health.headers()[CACHE_CONTROL], "no-store");
         }
     }
@@ -99,7 +95,7 @@ mod tests {
     #[test]
     fn options_names_the_methods() {
         for path in ["/", "/health"] {
-            let options = assert_answer("OPTIONS", path, 200, "");
+            let options = assert_response("OPTIONS", path, 200, "");
             assert_eq!(options.headers()[ALLOW], "GET, HEAD, OPTIONS");
         }
     }
@@ -108,8 +104,8 @@ mod tests {
     fn other_methods_are_not_allowed() {
         for method in ["POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW", "get"] {
             for path in ["/", "/health"] {
-                let refusal = assert_answer(method, path, 405, "Method Not Allowed");
-                assert_eq!(refusal.headers()[ALLOW], "GET, HEAD, OPTIONS");
+                let response = assert_response(method, path, 405, "Method Not Allowed");
+                assert_eq!(response.headers()[ALLOW], "GET, HEAD, OPTIONS");
             }
         }
     }
@@ -118,7 +114,7 @@ mod tests {
     fn other_paths_are_not_found() {
         for path in ["/health/", "//", "/HEALTH", "/index.html", "/%2F", "*"] {
             for method in ["GET", "POST", "OPTIONS", "BREW"] {
-                assert_answer(method, path, 404, "Not Found");
+                assert_response(method, path, 404, "Not Found");
             }
         }
     }

@@ -1,24 +1,24 @@
-//! The HTTP contract, the same through every door and on every host.
+//! The HTTP contract, the same through every entry point and on every host.
 //!
-//! Runs against this workspace's servers, one for each door that they are built with, or against
-//! `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
+//! Runs against this workspace's servers, one for each version of WASI that they are built with, or
+//! against `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
 
 mod harness;
 
-use harness::{Answer, CHUNKED_POST, Connection, Server, WASI};
+use harness::{Answer, CHUNKED_POST, Connection, Server, WASI, resolve};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let servers = servers();
     let hosts = match env::var("CONTRACT_URL") {
-        Ok(url) => vec![(url.clone(), resolve(&url))],
+        Ok(url) => vec![(url.clone(), resolve("CONTRACT_URL", &url))],
         Err(_) => servers
             .iter()
-            .map(|(door, server)| (door.to_string(), server.address))
+            .map(|(entry, server)| (entry.to_string(), server.address))
             .collect(),
     };
     let trials = hosts
@@ -42,14 +42,6 @@ fn servers() -> Vec<(&'static str, Server)> {
             Server::start(env!("CARGO_BIN_EXE_wasi-essentials-spin"), &[]),
         ),
     ]
-}
-
-fn resolve(url: &str) -> SocketAddr {
-    let host = url
-        .strip_prefix("http://")
-        .map(|rest| rest.trim_end_matches('/'));
-    let address = host.and_then(|host| host.to_socket_addrs().ok()?.next());
-    address.unwrap_or_else(|| panic!("CONTRACT_URL={url}: not of the form http://host:port"))
 }
 
 fn trials(host: &str, address: SocketAddr) -> Vec<Trial> {

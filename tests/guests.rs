@@ -58,11 +58,17 @@ fn one_that_traps_gives_500() {
 #[test]
 fn one_that_eats_memory_or_stack_gives_500() {
     assert_contained("/memory", 500, "the guest trapped: ");
+    // Its stack is at the begin of its memory.
     assert_contained(
         "/stack",
         500,
-        "the guest trapped: wasm trap: call stack exhausted",
+        "the guest trapped: wasm trap: out of bounds memory access",
     );
+}
+
+#[test]
+fn one_that_exits_without_a_word_gives_500() {
+    assert_contained("/exit", 500, "the guest exited with status 1");
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn one_that_waits_after_its_answer_costs_the_client_nothing() {
     assert!(answer.ends_with(b"\r\n\r\n4\r\nfine\r\n0\r\n\r\n"));
     let line = server.line();
     assert!(
-        line.ends_with("after the answer began: the guest took too long"),
+        line.ends_with("after the response started: the guest took too long"),
         "{line}"
     );
     let next = Connection::open(server.address).request("GET", "/");
@@ -129,15 +135,19 @@ fn half_an_answer_never_looks_like_a_whole_one() {
     for (path, reason) in [
         (
             "/half-then-trap",
-            "after the answer began: the guest trapped",
+            "after the response started: the guest trapped",
+        ),
+        (
+            "/half-then-exit",
+            "after the response started: the guest exited with status 1",
         ),
         (
             "/half-then-wait",
-            "after the answer began: the guest took too long",
+            "after the response started: the guest took too long",
         ),
         (
             "/endless",
-            "after the answer began: the guest took too long",
+            "after the response started: the guest took too long",
         ),
     ] {
         let mut server = Server::start(FIXTURES, &[QUIET, SHORT]);

@@ -44,7 +44,7 @@ impl Clock {
     pub fn run(&self, most: usize) -> Option<Running<'_>> {
         let one_more = |running| (running < most).then_some(running + 1);
         let running = &self.shared.running;
-        let others = running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        let others = running.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         // Unparking costs a system call only when the thread is parked.
         if others.ok()? == 0 {
             self.thread.thread().unpark();

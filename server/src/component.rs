@@ -67,22 +67,42 @@ impl CustomCodeMemory for InPlace {
     }
 }
 
-/// The component behind its WASI 0.2 door.
+/// The service, built for WASI 0.2.
 pub static WASI: Precompiled = Precompiled {
     code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/wasi.cwasm"))),
     digest: env!("WASI_DIGEST"),
 };
 
-/// The component behind its WASI 0.3 door.
+/// The service, built for WASI 0.3.
 #[cfg(feature = "spin")]
 pub static SPIN: Precompiled = Precompiled {
     code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/spin.cwasm"))),
     digest: env!("SPIN_DIGEST"),
 };
 
-/// Guests that misbehave, one for each path.
+/// A guest that misbehaves, in a way for each path: `tests/fixtures/raw.rs`.
 #[cfg(feature = "fixtures")]
-pub static FIXTURES: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/fixtures.cwasm"))),
-    digest: env!("FIXTURES_DIGEST"),
+pub static RAW: Precompiled = Precompiled {
+    code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/raw.cwasm"))),
+    digest: env!("RAW_DIGEST"),
+};
+
+/// A service whose routes fail, built for WASI 0.2: `tests/fixtures/service.rs`.
+#[cfg(feature = "fixtures")]
+pub static SERVICE_WASI: Precompiled = Precompiled {
+    code: &Pages(*include_bytes!(concat!(
+        env!("OUT_DIR"),
+        "/service_wasi.cwasm"
+    ))),
+    digest: env!("SERVICE_WASI_DIGEST"),
+};
+
+/// The same, built for WASI 0.3.
+#[cfg(all(feature = "fixtures", feature = "spin"))]
+pub static SERVICE_SPIN: Precompiled = Precompiled {
+    code: &Pages(*include_bytes!(concat!(
+        env!("OUT_DIR"),
+        "/service_spin.cwasm"
+    ))),
+    digest: env!("SERVICE_SPIN_DIGEST"),
 };

@@ -2,10 +2,10 @@
 
 use crate::log::Log;
 use bytes::Bytes;
-use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::{io, mem};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
@@ -13,28 +13,46 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 /// Bytes of a line before it is broken up.
 const LINE_BYTES: usize = 4096;
 
-/// One guest's stream, and every handle that the guest opens on it.
+/// One of a guest's streams. Clones write to the same line.
 #[derive(Clone)]
 pub struct GuestLog {
     log: Log,
-    line: Arc<Mutex<Vec<u8>>>,
+    stream: Arc<Mutex<Stream>>,
+}
+
+#[derive(Default)]
+struct Stream {
+    /// The line so far.
+    line: Vec<u8>,
+    /// Set when anything has been written since [`GuestLog::take_written`].
+    written: bool,
 }
 
 impl GuestLog {
     pub fn new(log: &Log) -> Self {
         Self {
             log: log.clone(),
-            line: Arc::default(),
+            stream: Arc::default(),
         }
     }
 
+    /// Returns true if the guest has written anything since the last call.
+    pub fn take_written(&self) -> bool {
+        mem::take(&mut self.stream().written)
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, bytes: &[u8]) {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let Stream { line, written } = &mut *self.stream();
+        *written = true;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for chunk in piece.chunks(LINE_BYTES) {
                 line.extend_from_slice(chunk);
                 if line.ends_with(b"\n") || line.len() >= LINE_BYTES {
-                    self.end(&mut line);
+                    self.end(line);
                 }
             }
         }
@@ -54,8 +72,9 @@ impl GuestLog {
 impl Drop for GuestLog {
     /// A guest that breaks off may leave a line without its end.
     fn drop(&mut self) {
-        if let Some(line) = Arc::get_mut(&mut self.line) {
-            let mut line = std::mem::take(line.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let Some(stream) = Arc::get_mut(&mut self.stream) {
+            let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let mut line = mem::take(&mut stream.line);
             if !line.is_empty() {
                 self.end(&mut line);
             }

@@ -22,9 +22,9 @@ use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, 
 pub struct Host {
     pub call: Arc<CallState>,
     log: Log,
-    /// Made when the guest first asks for it: the usual guest does not, and it takes as long as all
-    /// the rest of the host.
-    wasi: Option<WasiCtx>,
+    /// Made when the guest first needs it, with its standard error: most guests do not, and making it
+    /// takes as long as all the rest of the host.
+    wasi: Option<(WasiCtx, GuestLog)>,
     http: WasiHttpCtx,
     outbound: NoOutboundHttp,
     handles: ResourceTable,
@@ -41,15 +41,21 @@ impl Host {
             handles: ResourceTable::new(),
         }
     }
+
+    /// Returns true if the guest has written to its standard error since the last call.
+    pub fn take_logged(&self) -> bool {
+        let stderr = self.wasi.as_ref().map(|(_, stderr)| stderr);
+        stderr.is_some_and(GuestLog::take_written)
+    }
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let wasi = self.wasi.get_or_insert_with(|| {
+        let (wasi, _) = self.wasi.get_or_insert_with(|| {
+            let stderr = GuestLog::new(&self.log);
             let mut wasi = WasiCtx::builder();
-            wasi.stdout(GuestLog::new(&self.log))
-                .stderr(GuestLog::new(&self.log))
-                .build()
+            wasi.stdout(GuestLog::new(&self.log)).stderr(stderr.clone());
+            (wasi.build(), stderr)
         });
         WasiCtxView {
             ctx: wasi,

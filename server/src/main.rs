@@ -1,4 +1,4 @@
-//! The server with the component behind its WASI 0.2 door: what the image ships.
+//! The server with the component, built for WASI 0.2: what the image ships.
 
 use std::process::ExitCode;
 

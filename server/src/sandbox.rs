@@ -21,8 +21,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
+use tokio::task::AbortHandle;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings as http02;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 #[cfg(feature = "spin")]
@@ -83,6 +85,12 @@ pub enum Failure {
     Silent,
     /// The guest's answer is not what it says it is.
     Malformed(Error),
+    /// The guest exited.
+    Exited {
+        status: i32,
+        /// Set when the guest has written to its standard error during the request.
+        logged: bool,
+    },
     /// The guest took longer than allowed.
     TimedOut,
     /// The guest broke off: a panic, a fault, too much memory or stack.
@@ -100,8 +108,13 @@ impl Failure {
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Exited { .. } | Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// Returns true if the guest has logged the reason itself, as a program does before it exits.
+    pub fn is_logged(&self) -> bool {
+        matches!(self, Self::Exited { logged: true, .. })
     }
 }
 
@@ -112,6 +125,7 @@ impl fmt::Display for Failure {
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),
             Self::Silent => write!(f, "the guest ended without an answer"),
             Self::Malformed(error) => write!(f, "the guest's answer is malformed: {error}"),
+            Self::Exited { status, .. } => write!(f, "the guest exited with status {status}"),
             Self::TimedOut => write!(f, "the guest took too long"),
             Self::Trapped(error) => write!(f, "the guest trapped: {error:#}"),
         }
@@ -132,6 +146,8 @@ pub struct CallState {
     preempted: AtomicBool,
     /// The guest has failed.
     broken: AtomicBool,
+    /// The guest has ended, and had written to its standard error.
+    logged: AtomicBool,
 }
 
 impl CallState {
@@ -222,18 +238,33 @@ impl Sandbox {
                 whole(answer, head_only).await
             }
             Turn::Waits(answer) => {
-                let answer = answer?.map(|body| {
-                    let call = state.clone();
-                    Either::Right(Unfinished { body, call }.boxed_unsync())
-                });
+                let (head, body) = answer?.into_parts();
                 let log = self.log.clone();
-                tokio::spawn(async move {
+                let in_flight = state.clone();
+                let guest = tokio::spawn(async move {
                     if let Err(failure) = call.await {
-                        state.broken.store(true, Ordering::Relaxed);
-                        log.event(format_args!("after the answer began: {failure}"));
+                        in_flight.broken.store(true, Ordering::Relaxed);
+                        if !failure.is_logged() {
+                            log.event(format_args!("after the response started: {failure}"));
+                        }
                     }
                 });
-                Ok(answer)
+                let body = if head_only {
+                    // The guest writes its body all the same, and writing fails if nobody takes it.
+                    tokio::spawn(discard(body));
+                    Either::Left(Full::default())
+                } else {
+                    let length = head.headers.get(CONTENT_LENGTH).and_then(number);
+                    let body = StreamingBody {
+                        body,
+                        call: state,
+                        guest: guest.abort_handle(),
+                        missing: length,
+                        ended: false,
+                    };
+                    Either::Right(body.boxed_unsync())
+                };
+                Ok(Response::from_parts(head, body))
             }
         }
     }
@@ -248,8 +279,15 @@ impl Sandbox {
     {
         let most = self.limits.calls as usize;
         let _running = self.clock.run(most).ok_or(Failure::Busy)?;
-        match tokio::time::timeout(self.limits.time, self.run(request, state)).await {
-            Ok(ended) => ended.map_err(Failure::Trapped),
+        let run = self.run(request, state.clone());
+        match tokio::time::timeout(self.limits.time, run).await {
+            Ok(ended) => ended.map_err(|error| match error.downcast_ref() {
+                Some(&I32Exit(status)) => Failure::Exited {
+                    status,
+                    logged: state.logged.load(Ordering::Relaxed),
+                },
+                None => Failure::Trapped(error),
+            }),
             Err(_) => Err(Failure::TimedOut),
         }
     }
@@ -266,8 +304,13 @@ impl Sandbox {
             }
             None => self.instantiate(state).await?,
         };
-        // A guest that fails, or is given up on, is dropped here.
-        guest.handle(request).await?;
+        let ended = guest.handle(request).await;
+        let host = guest.store.data();
+        host.call
+            .logged
+            .store(host.take_logged(), Ordering::Relaxed);
+        // A guest that has failed is dropped here, as is one whose time is over.
+        ended?;
         if guest.served < self.limits.requests {
             self.idle().push(guest);
         }
@@ -298,7 +341,7 @@ impl Sandbox {
     }
 }
 
-/// The answer of a guest that has ended, with all of its body.
+/// The response of a guest that has ended, with all of its body.
 async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<Content>, Failure> {
     let (head, body) = answer.into_parts();
     if head_only {
@@ -324,13 +367,32 @@ fn number(value: &HeaderValue) -> Option<usize> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// The body of an answer whose guest still runs.
-struct Unfinished {
-    body: WasiBody,
-    call: Arc<CallState>,
+/// Takes a body that nobody wants.
+async fn discard(mut body: WasiBody) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
-impl Body for Unfinished {
+/// The body of a response whose guest still runs. If it is dropped before its end, the client has
+/// gone, and the guest ends without a word: it would take the missing reader for a failure of its own.
+struct StreamingBody {
+    body: WasiBody,
+    call: Arc<CallState>,
+    guest: AbortHandle,
+    /// Bytes that are to come by `content-length`, after which hyper does not ask for the end.
+    missing: Option<usize>,
+    /// Set when the end has come.
+    ended: bool,
+}
+
+impl Drop for StreamingBody {
+    fn drop(&mut self) {
+        if !self.ended && self.missing != Some(0) {
+            self.guest.abort();
+        }
+    }
+}
+
+impl Body for StreamingBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -338,13 +400,22 @@ impl Body for Unfinished {
         mut self: Pin<&mut Self>,
         cx: &mut task::Context,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            // All that the body shows of a failure is an end like any other.
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            // When the guest fails, its body just ends. An error instead, so that the client does not
+            // take half a response for a whole one.
             Poll::Ready(None) if self.call.broken.load(Ordering::Relaxed) => {
-                Poll::Ready(Some(Err(Error::HttpResponseIncomplete)))
+                return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
             }
-            polled => polled,
+            Poll::Ready(None) => self.ended = true,
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.missing = self.missing.map(|missing| missing.saturating_sub(bytes));
+                self.ended |= frame.is_trailers();
+            }
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -367,8 +438,12 @@ impl Guest {
         let call = store.data().call.clone();
         match &self.exports {
             Exports::Wasi02(proxy) => {
+                let scheme = match request.uri().scheme_str() {
+                    Some("https") => Scheme::Https,
+                    _ => Scheme::Http,
+                };
                 let mut http = store.data_mut().http();
-                let request = http.new_incoming_request(Scheme::Http, request)?;
+                let request = http.new_incoming_request(scheme, request)?;
                 let out = http.new_response_outparam_from_callback(move |answer| {
                     call.give(answer.map_err(Failure::refused));
                 })?;
@@ -407,10 +482,14 @@ fn pool(calls: u32) -> PoolingAllocationConfig {
         .total_tables(calls.saturating_mul(2))
         .total_stacks(calls)
         .max_memory_size(MEMORY_BYTES)
-        // A used slot goes back to its first state page by page: `PAGEMAP_SCAN` finds the pages
-        // that were written to, and those stay resident (Linux 6.7; below, the kernel takes them).
-        .pagemap_scan(Enabled::Auto)
+        // Each guest starts from the component's initial memory. The first bytes of a used slot are
+        // written anew and stay resident: all of it for a guest that starts small (see the root
+        // package's build.rs). The kernel takes the pages above them (`madvise`).
         .linear_memory_keep_resident(256 << 10)
-        .table_keep_resident(64 << 10);
+        .table_keep_resident(4 << 10)
+        // Resetting only the pages that the kernel reports as written (`PAGEMAP_SCAN`, as Wasmtime 48
+        // asks for it: written and present) misses a page that was swapped out or is just migrating.
+        // The next guest in the slot would read what the last one left there.
+        .pagemap_scan(Enabled::No);
     pool
 }

@@ -87,7 +87,7 @@ impl Service {
             self.log.often(&self.refused, |count| {
                 format!("{failure}: {count} more requests refused")
             });
-        } else {
+        } else if !failure.is_logged() {
             let path = uri.path();
             self.log.event(format_args!("{method} {path}: {failure}"));
         }

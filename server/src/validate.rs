@@ -1,24 +1,24 @@
-//! What hyper leaves to a server: a request's target, host and transfer coding must be well-formed
-//! before the guest sees it.
+//! What hyper leaves to a server: checks a request's target, host and transfer coding, and makes its
+//! URI absolute, so that the component gets it whole whichever version of `wasi:http` it exports.
 
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
 use std::net::Ipv6Addr;
 
 /// What to answer instead of asking the guest.
 pub type Refusal = (StatusCode, &'static str);
 
-/// Checks a request. One that may lack `Host` gets one, because `wasi:http` has no requests without
-/// authority.
+/// Checks a request, and moves its host from the field `Host` to the URI.
 ///
 /// # Errors
-/// The answer that the RFCs give; the connection must not be used again.
+/// The response that the RFCs ask for; the connection must not be used again.
 pub fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
     check_coding(request.headers())?;
     check_target(request.uri()).map_err(bad)?;
-    check_host(request).map_err(bad)
+    check_host(request).map_err(bad)?;
+    make_absolute(request).map_err(bad)
 }
 
 /// Only `chunked`, once, is taken off here; hyper does that (RFC 9112, section 6.1).
@@ -47,7 +47,7 @@ fn check_target(target: &Uri) -> Result<(), &'static str> {
 
 /// `Host` is one, well-formed, in HTTP/1.1 never missing (RFC 9112, section 3.2), and in HTTP/2
 /// the same as the authority (RFC 9113, section 8.3.1).
-fn check_host<B>(request: &mut Request<B>) -> Result<(), &'static str> {
+fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => Err("More than one Host header"),
@@ -62,12 +62,27 @@ fn check_host<B>(request: &mut Request<B>) -> Result<(), &'static str> {
             }
         }
         (None, _) if request.version() == Version::HTTP_11 => Err("No Host header"),
-        (None, _) => {
-            let host = HeaderValue::from_static("localhost");
-            request.headers_mut().insert(HOST, host);
-            Ok(())
-        }
+        (None, _) => Ok(()),
     }
+}
+
+/// Completes the URI with the scheme `http` and the host of the field `Host`, which a host in the
+/// target overrides (RFC 9112, section 3.2.2). A request without either, or with an empty one, is for
+/// `localhost`: `wasi:http` has no request without authority, and clients of it refuse an empty one.
+fn make_absolute<B>(request: &mut Request<B>) -> Result<(), &'static str> {
+    let host = request.headers_mut().remove(HOST);
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    if parts.authority.is_none() {
+        let host = host.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+        let authority = match host {
+            b"" => Ok(Authority::from_static("localhost")),
+            host => Authority::try_from(host),
+        };
+        parts.authority = Some(authority.map_err(|_| "Malformed Host header")?);
+    }
+    parts.scheme.get_or_insert(Scheme::HTTP);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| "Malformed request target")?;
+    Ok(())
 }
 
 /// Whether this is a host, with a port or without (RFC 3986, section 3.2.2): a name, without

@@ -3,19 +3,26 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The shipped server: the component behind its WASI 0.2 door.
+/// The shipped server: the component, built for WASI 0.2.
 pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
 
-/// The server with guests that misbehave.
+/// The server with a guest that misbehaves, `tests/fixtures/raw.rs`; with one of [`SERVICES`], that.
 #[cfg(feature = "fixtures")]
 pub const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
+
+/// The guest `tests/fixtures/service.rs`, for each entry point of the service.
+pub const SERVICES: &[(&str, &str)] = &[
+    ("FIXTURE", "service-wasi"),
+    #[cfg(feature = "spin")]
+    ("FIXTURE", "service-spin"),
+];
 
 /// The head of a request whose body is still to come.
 pub const CHUNKED_POST: &str =
@@ -146,6 +153,14 @@ pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The address in the URL that this variable has, which is of the form `http://host:port`.
+pub fn resolve(variable: &str, url: &str) -> SocketAddr {
+    let host = url.strip_prefix("http://");
+    let host = host.map(|rest| rest.trim_end_matches('/'));
+    let address = host.and_then(|host| host.to_socket_addrs().ok()?.next());
+    address.unwrap_or_else(|| panic!("{variable}={url}: not of the form http://host:port"))
+}
+
 /// The words of the command that runs this executable: for the shipped server those of `SERVER`,
 /// such as `docker run --network host …`, when it is set.
 pub fn words(executable: &str) -> Vec<String> {
@@ -245,6 +260,17 @@ impl Connection {
             self.0.read_exact(&mut answer.body)?;
         }
         Ok(answer)
+    }
+
+    /// Receives bytes until these have come; returns all of them.
+    pub fn read_until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
+        let mut received = Vec::new();
+        while !received.ends_with(end) {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte)?;
+            received.extend(byte);
+        }
+        Ok(received)
     }
 
     /// Waits until an answer begins.

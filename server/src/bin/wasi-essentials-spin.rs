@@ -1,4 +1,4 @@
-//! The server with the component behind its WASI 0.3 door.
+//! The server with the component, built for WASI 0.3.
 
 use std::process::ExitCode;
 

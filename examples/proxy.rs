@@ -1,0 +1,47 @@
+//! Passes requests on to another service, and its responses back.
+//!
+//!     cargo build --release --target wasm32-wasip2 --example proxy
+//!     wasmtime serve -Scli --env UPSTREAM=http://localhost:5000 \
+//!       target/wasm32-wasip2/release/examples/proxy.wasm
+//!     curl http://localhost:8080/health
+
+#![cfg(target_family = "wasm")]
+
+use std::env;
+use wstd::http::error::{Context, ErrorCode};
+use wstd::http::{Body, Client, Request, Response, Result, StatusCode};
+use wstd::time::Duration;
+
+/// How long the other service may take to accept a connection, to respond, and between two pieces of
+/// its response.
+const TIMEOUT_S: u64 = 2;
+
+#[wstd::http_server]
+async fn main(mut request: Request<Body>) -> Result<Response<Body>> {
+    let upstream = env::var("UPSTREAM").context("UPSTREAM")?;
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    *request.uri_mut() = format!("{upstream}{path}").parse().context("UPSTREAM")?;
+
+    let mut client = Client::new();
+    client.set_connect_timeout(Duration::from_secs(TIMEOUT_S));
+    client.set_first_byte_timeout(Duration::from_secs(TIMEOUT_S));
+    client.set_between_bytes_timeout(Duration::from_secs(TIMEOUT_S));
+    client.send(request).await.or_else(|error| {
+        eprintln!("{upstream}: {error:#}");
+        let status = match error.downcast_ref() {
+            Some(
+                ErrorCode::DnsTimeout
+                | ErrorCode::ConnectionTimeout
+                | ErrorCode::ConnectionReadTimeout
+                | ErrorCode::ConnectionWriteTimeout
+                | ErrorCode::HttpResponseTimeout,
+            ) => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        let line = format!("{}\n", status.canonical_reason().unwrap_or_default());
+        Ok(Response::builder().status(status).body(line.into())?)
+    })
+}

@@ -1,0 +1,122 @@
+//! What the component is to its host: the interfaces that it imports, as a guest that cannot name a
+//! capability cannot use it, and the memory that it starts with, which each fresh sandbox resets.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use wasmparser::{Parser, Payload};
+
+/// The file that holds the service, built for WASI 0.2: what `COMPONENT_FILE` names, such as the
+/// image's, or what the server that is tested carries.
+fn wasi() -> Vec<u8> {
+    let carried = concat!(
+        env!("OUT_DIR"),
+        "/wasi/wasm32-wasip2/release/wasi_essentials.wasm"
+    );
+    let path = env::var("COMPONENT_FILE").unwrap_or(carried.into());
+    fs::read(&path).expect(&path)
+}
+
+/// The same for WASI 0.3, as the server carries it.
+#[cfg(feature = "spin")]
+fn spin() -> Vec<u8> {
+    let path = concat!(
+        env!("OUT_DIR"),
+        "/spin/wasm32-wasip2/release/wasi_essentials.wasm"
+    );
+    fs::read(path).expect(path)
+}
+
+/// Brought along by the standard libraries of Rust and C, whether the service uses it or not. The host
+/// has an empty environment, an empty input and a log for output.
+const LIBRARIES: [&str; 14] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure-seed",
+];
+
+/// Used by the service, and by `wstd` or `spin-sdk` for it.
+const SERVICE: [&str; 2] = ["wasi:clocks/monotonic-clock", "wasi:http/types"];
+
+/// Bytes in a page of WebAssembly memory.
+const PAGE: u64 = 64 << 10;
+
+#[test]
+fn wasi_0_2_component_imports_no_more_than_it_needs() {
+    assert_imports(&wasi());
+}
+
+#[cfg(feature = "spin")]
+#[test]
+fn wasi_0_3_component_imports_no_more_than_it_needs() {
+    assert_imports(&spin());
+}
+
+/// The stack of 64 KiB and a page for the data, as the package's build.rs has it.
+#[test]
+fn wasi_0_2_component_starts_with_two_pages() {
+    assert_eq!(initial_memories(&wasi()), [2 * PAGE]);
+}
+
+#[cfg(feature = "spin")]
+#[test]
+fn wasi_0_3_component_starts_with_two_pages() {
+    assert_eq!(initial_memories(&spin()), [2 * PAGE]);
+}
+
+#[track_caller]
+fn assert_imports(wasm: &[u8]) {
+    let imports = imports(wasm);
+    let names = imports.iter().filter_map(|import| import.split('@').next());
+    let expected = LIBRARIES.into_iter().chain(SERVICE);
+    assert_eq!(
+        names.collect::<BTreeSet<_>>(),
+        expected.collect(),
+        "{imports:#?}"
+    );
+}
+
+/// The size, in bytes, of each memory that the modules of a component define.
+fn initial_memories(wasm: &[u8]) -> Vec<u64> {
+    let payloads = Parser::new(0).parse_all(wasm);
+    let memories = payloads.filter_map(|payload| match payload.expect("a component") {
+        Payload::MemorySection(section) => Some(section),
+        _ => None,
+    });
+    let memories = memories.flatten();
+    memories
+        .map(|memory| memory.expect("a memory").initial * PAGE)
+        .collect()
+}
+
+/// The interfaces that a component imports, with their versions.
+fn imports(wasm: &[u8]) -> BTreeSet<String> {
+    let mut imports = BTreeSet::new();
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.expect("a component") {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            // Depth 0 is the component itself, not what is nested in it.
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                let names = section
+                    .into_iter()
+                    .map(|import| import.expect("an import").name);
+                imports.extend(names.map(|name| name.name.to_owned()));
+            }
+            _ => {}
+        }
+    }
+    imports
+}

@@ -1,0 +1,316 @@
+//! What becomes of a route's errors, of large responses and of clients that go, behind each entry
+//! point of the service. The routes are in `fixtures/service.rs`.
+
+mod harness;
+
+use harness::{Connection, FIXTURES, QUIET, SERVICES, Server, await_that};
+use rustix::process::Signal;
+use std::net::SocketAddr;
+
+const MIB: usize = 1 << 20;
+
+/// Runs a test for each entry point, with these settings besides.
+fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) {
+    for service in SERVICES {
+        let mut server = Server::start(FIXTURES, &[&[QUIET, *service], env].concat());
+        test(service.1, &mut server);
+    }
+}
+
+/// Ends the server; returns what it has logged, without the times.
+fn log_to_the_end(server: &mut Server) -> Vec<String> {
+    server.signal(Signal::TERM);
+    let lines = server.lines_until("shutting down").into_iter();
+    let without_time = |line: String| line.split_once(' ').map(|(_, line)| line.to_owned());
+    lines
+        .map(|line| without_time(line).expect("a time"))
+        .collect()
+}
+
+/// Sends a request; checks that the client gets a 500 that shows nothing, the log one line, and that
+/// the server goes on.
+#[track_caller]
+fn assert_fails(path: &str, line: &str) {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        let response = connection.request("GET", path).expect("a response");
+        assert_eq!(response.status, 500, "{entry}");
+        assert_eq!(response.body, b"Internal Server Error", "{entry}");
+        assert_eq!(
+            response.header("content-type"),
+            ["text/plain; charset=utf-8"],
+            "{entry}"
+        );
+        let next = connection.request("GET", "/").expect("a response");
+        assert_eq!(next.body, b"fine", "{entry}");
+        assert_eq!(log_to_the_end(server), [line], "{entry}");
+    });
+}
+
+#[test]
+fn error_returns_500_and_logs_its_chain() {
+    assert_fails("/error?secret", "guest: GET /error: the error: the cause");
+}
+
+#[test]
+fn error_of_two_lines_is_logged_as_one() {
+    assert_fails(
+        "/error-of-two-lines",
+        "guest: GET /error-of-two-lines: one  GET /forged",
+    );
+}
+
+#[test]
+fn forbidden_field_returns_500_and_logs_its_name() {
+    assert_fails(
+        "/forbidden-field",
+        "guest: GET /forbidden-field: the response has the field `connection`, which only the host \
+         may set",
+    );
+}
+
+/// With WASI 0.2 nothing of the response has been sent yet, so that the client still gets a status.
+/// With WASI 0.3 a guest waits for each piece to be taken.
+#[test]
+fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        connection
+            .send_request("GET", "/half-at-once")
+            .expect("sent");
+        if entry == "service-wasi" {
+            let response = connection.answer("GET").expect("a response");
+            assert_eq!(response.status, 500);
+            assert_eq!(response.body, b"Internal Server Error");
+        } else {
+            let half = connection.rest().expect("the end");
+            assert!(half.ends_with(b"\r\n\r\n4\r\nhalf\r\n"));
+        }
+        let line = "guest: GET /half-at-once: the error: the cause";
+        assert_eq!(log_to_the_end(server), [line], "{entry}");
+    });
+}
+
+const HALVES: [(&str, &str); 2] = [
+    ("/half", "guest: POST /half: the error: the cause"),
+    (
+        "/forbidden-trailer",
+        "guest: POST /forbidden-trailer: the response has the field `connection`, which only the \
+         host may set",
+    ),
+];
+
+#[test]
+fn error_of_a_started_body_breaks_the_connection() {
+    for (path, line) in HALVES {
+        for_each_entry_point(&[], |entry, server| {
+            let mut connection = Connection::open(server.address);
+            let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n");
+            connection.send(head).expect("sent");
+            let half = connection.read_until(b"half\r\n").expect("half a response");
+            assert!(half.starts_with(b"HTTP/1.1 200 OK\r\n"), "{entry}");
+            connection.send("x").expect("sent");
+            // The end of a chunked body would be another chunk (RFC 9112, section 7.1).
+            let rest = connection.rest().expect("the end");
+            assert_eq!(String::from_utf8_lossy(&rest), "", "{entry}");
+            assert_eq!(log_to_the_end(server), [line], "{entry}");
+        });
+    }
+}
+
+#[test]
+fn error_of_a_started_body_resets_the_http2_stream() {
+    for (path, line) in HALVES {
+        for_each_entry_point(&[], |entry, server| {
+            let mut client = Http2::connect(server.address);
+            let (response, mut request) = client.send("POST", path, false);
+            let mut body = client.wait(response).expect("a response").into_body();
+            let half = client.wait(body.data()).expect("a piece").expect("half");
+            assert_eq!(half, "half", "{entry}");
+            request.send_data("x".into(), true).expect("sent");
+            let end = client.wait(body.data()).expect("not an end");
+            assert!(end.is_err_and(|error| error.is_reset()), "{entry}");
+            let (response, _) = client.send("GET", "/", true);
+            assert_eq!(client.wait(response).expect("a response").status(), 200);
+            assert_eq!(log_to_the_end(server), [line], "{entry}");
+        });
+    }
+}
+
+/// A megabyte is more than the host takes of a body before the guest has to wait.
+const LARGE: [(&str, Option<usize>); 2] = [("/large", Some(MIB)), ("/large-in-pieces", None)];
+
+#[test]
+fn large_responses_come_whole() {
+    for_each_entry_point(&[], |entry, server| {
+        for (path, _) in LARGE {
+            let mut client = Http2::connect(server.address);
+            let (response, _) = client.send("GET", path, true);
+            let response = client.wait(response).expect("a response");
+            let bytes = client.read_to_end(response.into_body());
+            assert_eq!(bytes.expect("a whole body"), MIB, "{entry} {path}");
+        }
+        let mut connection = Connection::open(server.address);
+        let response = connection.request("GET", "/large").expect("a response");
+        assert_eq!(response.body.len(), MIB, "{entry}");
+        assert!(log_to_the_end(server).is_empty(), "{entry}");
+    });
+}
+
+#[test]
+fn head_of_a_large_response_has_no_body() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        let mut http2 = Http2::connect(server.address);
+        for (path, length) in LARGE {
+            let length: Vec<_> = length.iter().map(ToString::to_string).collect();
+            let response = connection.request("HEAD", path).expect("a response");
+            assert_eq!(response.status, 200, "{entry} {path}");
+            assert_eq!(response.header("content-length"), length, "{entry} {path}");
+            // Still in step: a body where none belongs would show here.
+            let next = connection.request("GET", "/").expect("a response");
+            assert_eq!(next.body, b"fine", "{entry} {path}");
+
+            let (response, _) = http2.send("HEAD", path, true);
+            let (head, body) = http2.wait(response).expect("a response").into_parts();
+            let values = head.headers.get_all("content-length").iter();
+            let values: Vec<_> = values.map(|value| value.to_str().expect("ASCII")).collect();
+            assert_eq!(values, length, "{entry} {path}");
+            assert_eq!(
+                http2.read_to_end(body).expect("an end"),
+                0,
+                "{entry} {path}"
+            );
+        }
+        assert!(log_to_the_end(server).is_empty(), "{entry}");
+    });
+}
+
+/// The guest that writes the response fails as soon as nobody reads it; that is no news.
+#[test]
+fn client_that_goes_ends_its_guest_quietly() {
+    // One at a time, so that a guest that stays keeps others from being served.
+    let env = [("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
+    for_each_entry_point(&env, |entry, server| {
+        for path in ["/large", "/large-in-pieces", "/endless"] {
+            let mut connection = Connection::open(server.address);
+            connection.send_request("GET", path).expect("sent");
+            connection.read_until(b"\r\n\r\n").expect("a head");
+            drop(connection);
+            await_served(server.address);
+
+            let mut client = Http2::connect(server.address);
+            let (response, _) = client.send("GET", path, true);
+            let mut body = client.wait(response).expect("a response").into_body();
+            client.wait(body.data()).expect("a piece").expect("a piece");
+            drop(body); // Resets the stream, and no more than that.
+            client.wait(async {
+                while !is_served(server.address) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            });
+        }
+        let mut log = log_to_the_end(server);
+        // Those that asked while the guest was still there.
+        log.retain(|line| !line.starts_with("MAX_REQUESTS"));
+        assert_eq!(log, [""; 0], "{entry}");
+    });
+}
+
+/// Returns true if the server has room for another request.
+fn is_served(address: SocketAddr) -> bool {
+    let response = Connection::open(address).request("GET", "/");
+    response.expect("a response").status == 200
+}
+
+fn await_served(address: SocketAddr) {
+    await_that("the guest is gone", || is_served(address));
+}
+
+#[test]
+fn pieces_pass_both_ways_as_they_come() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        connection
+            .send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .expect("sent");
+        for piece in ["4\r\nping\r\n", "4\r\npong\r\n"] {
+            connection.send(piece).expect("sent");
+            let received = connection.read_until(piece.as_bytes());
+            received.expect("the piece, before the request has ended");
+        }
+        connection.send("0\r\n\r\n").expect("sent");
+        let end = connection.read_until(b"0\r\n\r\n").expect("the end");
+        assert_eq!(end, b"0\r\n\r\n", "{entry}");
+    });
+}
+
+#[test]
+fn response_without_content_has_no_length() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        let response = connection
+            .request("GET", "/no-content")
+            .expect("a response");
+        assert_eq!(response.status, 204, "{entry}");
+        // RFC 9110, section 8.6.
+        assert!(response.header("content-length").is_empty(), "{entry}");
+        let next = connection.request("GET", "/").expect("a response");
+        assert_eq!(next.body, b"fine", "{entry}");
+    });
+}
+
+/// An HTTP/2 connection, with the runtime that it needs.
+struct Http2 {
+    runtime: tokio::runtime::Runtime,
+    client: h2::client::SendRequest<bytes::Bytes>,
+}
+
+type Response = h2::client::ResponseFuture;
+
+impl Http2 {
+    fn connect(address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        let client = runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await;
+            let handshake = h2::client::handshake(stream.expect("connected"));
+            let (client, connection) = handshake.await.expect("HTTP/2");
+            tokio::spawn(connection);
+            client
+        });
+        Self { runtime, client }
+    }
+
+    fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        whole: bool,
+    ) -> (Response, h2::SendStream<bytes::Bytes>) {
+        let ready = self.runtime.block_on(self.client.clone().ready());
+        self.client = ready.expect("an open connection");
+        let request = http::Request::builder().method(method);
+        let request = request.uri(format!("http://test{path}")).body(());
+        let sent = self.client.send_request(request.expect("a request"), whole);
+        sent.expect("sent")
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        let limited = async { tokio::time::timeout(harness::PATIENCE, future).await };
+        self.runtime.block_on(limited).expect("in time")
+    }
+
+    /// The number of bytes that a body has.
+    fn read_to_end(&self, mut body: h2::RecvStream) -> Result<usize, h2::Error> {
+        self.wait(async {
+            let mut bytes = 0;
+            while let Some(piece) = body.data().await {
+                let piece = piece?;
+                bytes += piece.len();
+                body.flow_control().release_capacity(piece.len())?;
+            }
+            Ok(bytes)
+        })
+    }
+}

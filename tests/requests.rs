@@ -1,8 +1,8 @@
 //! What a route gets of a request: all of it, the same behind each entry point of the service.
 //!
-//! Runs against this workspace's server for each entry point, over HTTP/1.1; or against another host
-//! that serves the guest `fixtures/service.rs`: `REQUESTS_URL` says where, such as
-//! `http://127.0.0.1:5000`, and `REQUESTS_HOST` what it is, a name in [`DIFFERENCES`].
+//! Runs against this workspace's server for each entry point; or against another host that serves the
+//! guest `fixtures/service.rs`: `REQUESTS_URL` says where, such as `http://127.0.0.1:5000`, and
+//! `REQUESTS_HOST` what it is, a name in [`HOSTS`].
 
 mod harness;
 
@@ -106,57 +106,142 @@ const ROWS: &[Row] = &[
     },
 ];
 
-/// Where another host is known to give a route something else: the host, the row, the lines.
-const DIFFERENCES: &[(&str, &str, &[&str])] = &[];
+/// What another host is known to do to requests. All else it has to pass on as our server does.
+const HOSTS: &[(&str, &[Rule])] = &[
+    (
+        "Wasmtime, wasi",
+        &[
+            Rule::SchemeIsHttp,
+            Rule::OnlyLastTrailer,
+            Rule::Rejects(&["HTTP/1.0 without a host", "empty host"]),
+        ],
+    ),
+    (
+        "Wasmtime, spin",
+        &[Rule::UriIsTarget, Rule::OnlyLastTrailer],
+    ),
+    (
+        "jco, wasi",
+        &[
+            Rule::HostIsAddress,
+            Rule::NoTrailers,
+            Rule::AddsFields(&["transfer-encoding", "upgrade"]),
+            Rule::Rejects(&["method of its own"]),
+            Rule::Breaks(&["target with scheme and authority", "scheme of a target"]),
+        ],
+    ),
+    (
+        "Spin, spin",
+        &[
+            Rule::SchemeIsHttp,
+            Rule::OnlyLastTrailer,
+            Rule::AddsFields(&["host", "spin-", "transfer-encoding", "upgrade"]),
+            Rule::Rejects(&[
+                "HTTP/1.0 without a host",
+                "empty host",
+                "target with scheme and authority",
+            ]),
+        ],
+    ),
+];
+
+enum Rule {
+    /// The scheme is `http` even if the target says otherwise.
+    SchemeIsHttp,
+    /// The URI is the target: without scheme and authority, if that is a path.
+    UriIsTarget,
+    /// A request without a host is for the address that it came to.
+    HostIsAddress,
+    /// Fields whose names begin so come besides.
+    AddsFields(&'static [&'static str]),
+    /// Of trailers of one name the last is left.
+    OnlyLastTrailer,
+    NoTrailers,
+    /// These rows get no response, or an error.
+    Rejects(&'static [&'static str]),
+    /// These rows end the host, so that they are not sent.
+    Breaks(&'static [&'static str]),
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let other = env::var("REQUESTS_URL").ok();
-    let servers: Vec<_> = match other {
-        Some(_) => Vec::new(),
-        None => SERVICES
-            .iter()
-            .map(|service| Server::start(FIXTURES, &[*service]))
-            .collect(),
-    };
-    let hosts: Vec<(String, SocketAddr)> = match &other {
-        Some(url) => {
-            let name = env::var("REQUESTS_HOST").expect("REQUESTS_HOST: the name of the host");
-            vec![(name, resolve("REQUESTS_URL", url))]
+    let mut servers = Vec::new();
+    let mut trials = Vec::new();
+    if let Ok(url) = env::var("REQUESTS_URL") {
+        let name = env::var("REQUESTS_HOST").unwrap_or_default();
+        let host = HOSTS.iter().find(|(known, _)| *known == name);
+        let (name, rules) = host.unwrap_or_else(|| panic!("REQUESTS_HOST={name}: not in HOSTS"));
+        trials.extend(self::trials(name, resolve("REQUESTS_URL", &url), rules));
+    } else {
+        for service in SERVICES {
+            let server = Server::start(FIXTURES, &[*service]);
+            trials.extend(self::trials(service.1, server.address, &[]));
+            servers.push(server);
         }
-        None => SERVICES
-            .iter()
-            .zip(&servers)
-            .map(|((_, name), server)| (name.to_string(), server.address))
-            .collect(),
-    };
-    let trials = hosts.iter().flat_map(|(host, address)| {
-        ROWS.iter().map(|row| {
-            let (host, address) = (host.clone(), *address);
-            Trial::test(format!("{host}: {}", row.name), move || {
-                row.check(&host, address);
-                Ok(())
-            })
-        })
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     drop(servers);
     conclusion.exit_code()
 }
 
+fn trials(
+    host: &'static str,
+    address: SocketAddr,
+    rules: &'static [Rule],
+) -> impl Iterator<Item = Trial> {
+    let rows = ROWS.iter().filter(|row| {
+        !rules
+            .iter()
+            .any(|rule| matches!(rule, Rule::Breaks(rows) if rows.contains(&row.name)))
+    });
+    rows.map(move |row| {
+        Trial::test(format!("{host}: {}", row.name), move || {
+            row.check(address, rules);
+            Ok(())
+        })
+    })
+}
+
 impl Row {
-    fn check(&self, host: &str, address: SocketAddr) {
+    fn check(&self, address: SocketAddr, rules: &[Rule]) {
         let with_address = |text: &str| text.replace("$HOST", &address.to_string());
         let mut connection = Connection::open(address);
         let sent = connection.send(with_address(self.request));
         sent.expect("sent");
-        let response = connection.answer("GET").expect("a response");
-        let body = String::from_utf8(response.body).expect("UTF-8");
-        let difference = DIFFERENCES
-            .iter()
-            .find(|(of, row, _)| (*of, *row) == (host, self.name));
-        let lines = difference.map_or(self.lines, |(_, _, lines)| lines);
-        let expected: Vec<_> = lines.iter().map(|line| with_address(line)).collect();
-        assert_eq!(body.lines().collect::<Vec<_>>(), expected);
+        let response = connection.answer("GET");
+        let mut expected: Vec<_> = self.lines.iter().map(|line| with_address(line)).collect();
+        let mut added: &[&str] = &[];
+        for rule in rules {
+            match rule {
+                Rule::SchemeIsHttp => expected[0] = expected[0].replace("https://", "http://"),
+                Rule::UriIsTarget => {
+                    let words: Vec<_> = self.request.splitn(3, ' ').take(2).collect();
+                    expected[0] = words.join(" ");
+                }
+                Rule::HostIsAddress => {
+                    let host = format!("http://{}/", address.ip());
+                    expected[0] = expected[0].replace("http://localhost/", &host);
+                }
+                Rule::AddsFields(names) => added = names,
+                Rule::OnlyLastTrailer => {
+                    if expected.iter().any(|line| line.starts_with("trailer ")) {
+                        expected.remove(expected.len() - 2);
+                    }
+                }
+                Rule::NoTrailers => expected.retain(|line| !line.starts_with("trailer ")),
+                Rule::Rejects(rows) if rows.contains(&self.name) => {
+                    assert!(response.is_err() || response.is_ok_and(|it| it.status >= 400));
+                    return;
+                }
+                Rule::Rejects(_) | Rule::Breaks(_) => {}
+            }
+        }
+        let body = String::from_utf8(response.expect("a response").body).expect("UTF-8");
+        let is_added = |line: &str| {
+            let name = line.strip_prefix("field ");
+            name.is_some_and(|name| added.iter().any(|prefix| name.starts_with(prefix)))
+        };
+        let lines: Vec<_> = body.lines().filter(|line| !is_added(line)).collect();
+        assert_eq!(lines, expected);
     }
 }

@@ -233,8 +233,7 @@ impl Connection {
         self.send("0\r\n\r\n")
     }
 
-    /// Reads the answer to a request of this method: a head, and as much body as its
-    /// `content-length` says.
+    /// Reads the response to a request of this method: a head, and the body that its fields announce.
     pub fn answer(&mut self, method: &str) -> io::Result<Answer> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -253,13 +252,32 @@ impl Connection {
                 .collect(),
             body: Vec::new(),
         };
-        if method != "HEAD" {
+        if method != "HEAD" && answer.header("transfer-encoding") == ["chunked"] {
+            answer.body = self.chunks()?;
+        } else if method != "HEAD" {
             let length = answer.header("content-length");
             let length = length.first().and_then(|n| n.parse().ok()).unwrap_or(0);
             answer.body.resize(length, 0);
             self.0.read_exact(&mut answer.body)?;
         }
         Ok(answer)
+    }
+
+    /// Reads a body in chunks, without trailers (RFC 9112, section 7.1).
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.read_until(b"\r\n")?;
+            let size = std::str::from_utf8(&line).map(str::trim_end).ok();
+            let size = size.and_then(|size| usize::from_str_radix(size, 16).ok());
+            let size = size.ok_or(io::ErrorKind::InvalidData)?;
+            let mut chunk = vec![0; size + 2];
+            self.0.read_exact(&mut chunk)?;
+            body.extend_from_slice(&chunk[..size]);
+            if size == 0 {
+                return Ok(body);
+            }
+        }
     }
 
     /// Receives bytes until these have come; returns all of them.

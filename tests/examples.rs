@@ -1,0 +1,234 @@
+//! What the examples respond, in `wasmtime serve`. Ignored where nobody asks for them, as they need
+//! Wasmtime's command line on PATH: `cargo test --package server --test examples -- --ignored`.
+
+mod harness;
+
+use harness::{Answer, Connection, PATIENCE};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+
+/// Builds the examples, once; returns the directory that they are in.
+fn examples() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let target = root.join("target/wasi");
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--release", "--locked", "--examples"])
+            .args(["--package", "wasi-essentials", "--target", "wasm32-wasip2"])
+            .arg("--target-dir")
+            .arg(&target)
+            .current_dir(&root)
+            .status();
+        assert!(status.expect("Cargo runs").success());
+        target.join("wasm32-wasip2/release/examples")
+    })
+}
+
+/// An example that is served on a port of its own, until it is dropped.
+struct Example {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Example {
+    fn serve(name: &str, env: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("wasmtime");
+        command.args(["serve", "-Scli", "--addr", "127.0.0.1:0"]);
+        for (name, value) in env {
+            command.args(["--env", &format!("{name}={value}")]);
+        }
+        command.arg(examples().join(name).with_extension("wasm"));
+        let process = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut process = process.expect("wasmtime is on PATH");
+        let mut log = BufReader::new(process.stderr.take().expect("a pipe"));
+        let mut line = String::new();
+        log.read_line(&mut line).expect("the start-up line");
+        let address = line.trim_end().strip_suffix('/');
+        let address = address.and_then(|line| line.rsplit_once('/'));
+        let address = address.and_then(|(_, address)| address.parse().ok());
+        thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
+        Self {
+            process,
+            address: address.expect(&line),
+        }
+    }
+
+    fn post(&self, content_type: &str, body: impl AsRef<[u8]>) -> (u16, String) {
+        let body = body.as_ref();
+        let fields = format!(
+            "Content-Type: {content_type}\r\nContent-Length: {}",
+            body.len()
+        );
+        let head = format!("POST / HTTP/1.1\r\nHost: test\r\n{fields}\r\n\r\n");
+        let mut connection = Connection::open(self.address);
+        connection.send(head).expect("sent");
+        // A host may close once it has responded.
+        let _ = connection.send(body);
+        let response = connection.answer("POST").expect("a response");
+        (response.status, text(response))
+    }
+
+    fn get(&self, target: &str) -> (u16, String) {
+        let response = Connection::open(self.address).request("GET", target);
+        let response = response.expect("a response");
+        (response.status, text(response))
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn text(response: Answer) -> String {
+    String::from_utf8(response.body).expect("UTF-8")
+}
+
+const JSON: &str = "application/json";
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn echo_returns_json() {
+    let echo = Example::serve("echo", &[]);
+    for content_type in [JSON, "Application/JSON; charset=utf-8"] {
+        let response = echo.post(content_type, r#" {"a": [1, "ü"]} "#);
+        assert_eq!(response, (200, r#"{"a":[1,"ü"]}"#.into()));
+    }
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn echo_says_what_is_wrong() {
+    let echo = Example::serve("echo", &[]);
+    let line = "not JSON: EOF while parsing a value at line 1 column 0\n";
+    assert_eq!(echo.post(JSON, ""), (400, line.into()));
+    let line = "not JSON: key must be a string at line 1 column 2\n";
+    assert_eq!(echo.post(JSON, "{a}"), (400, line.into()));
+    let line = "send `content-type: application/json`\n";
+    assert_eq!(echo.post("text/plain", "1"), (415, line.into()));
+    assert_eq!(echo.get("/"), (405, "send a POST request\n".into()));
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn echo_limits_the_body() {
+    let echo = Example::serve("echo", &[]);
+    let string = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    assert_eq!(echo.post(JSON, string(65_536)), (200, string(65_536)));
+    let line = "the body has more than 65536 bytes\n";
+    assert_eq!(echo.post(JSON, string(65_537)), (413, line.into()));
+}
+
+/// The parser calls itself for each level, on a stack of 64 KiB.
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn echo_takes_nested_json() {
+    let echo = Example::serve("echo", &[]);
+    let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    assert_eq!(echo.post(JSON, nested(127)), (200, nested(127)));
+    let (status, line) = echo.post(JSON, nested(10_000));
+    assert_eq!(status, 400);
+    assert!(
+        line.starts_with("not JSON: recursion limit exceeded"),
+        "{line}"
+    );
+}
+
+/// The stream has no end, so that what comes has been sent before it.
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn stream_sends_each_event_as_it_comes() {
+    let stream = Example::serve("stream", &[]);
+    let mut connection = Connection::open(stream.address);
+    connection.send_request("GET", "/").expect("sent");
+    let head = connection.read_until(b"\r\n\r\n").expect("a head");
+    let head = String::from_utf8(head).expect("ASCII").to_lowercase();
+    assert!(
+        head.contains("\r\ncontent-type: text/event-stream\r\n"),
+        "{head}"
+    );
+    for count in 0..3 {
+        let event = format!("id: {count}\ndata: {{\"count\": {count}}}\n\n\r\n");
+        let received = connection.read_until(event.as_bytes()).expect("an event");
+        let received = String::from_utf8(received).expect("ASCII");
+        assert_eq!(received.matches("data").count(), 1, "{received}");
+    }
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn config_greets_by_default() {
+    let config = Example::serve("config", &[]);
+    assert_eq!(config.get("/"), (200, "Hello from WebAssembly!\n".into()));
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn config_greets_as_the_environment_says() {
+    let config = Example::serve("config", &[("GREETING", "Ahoy")]);
+    assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn proxy_passes_request_and_response_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    let received = thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a connection");
+        client.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\nfour") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).expect("a request");
+            request.extend(byte);
+        }
+        let response =
+            "HTTP/1.1 418 I'm a teapot\r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 5\r\n\r\nshort";
+        client.write_all(response.as_bytes()).expect("sent");
+        String::from_utf8(request).expect("ASCII").to_lowercase()
+    });
+    let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
+    let mut connection = Connection::open(proxy.address);
+    let fields = "Host: test\r\nX-B: 3\r\nContent-Length: 4";
+    connection
+        .send(format!("PUT /a?b=c HTTP/1.1\r\n{fields}\r\n\r\nfour"))
+        .expect("sent");
+    let response = connection.answer("PUT").expect("a response");
+    assert_eq!(response.status, 418);
+    assert_eq!(response.header("x-a"), ["1", "2"]);
+    assert_eq!(response.body, b"short");
+    let request = received.join().expect("a request");
+    assert!(request.starts_with("put /a?b=c http/1.1\r\n"), "{request}");
+    assert!(request.contains("\r\nx-b: 3\r\n"), "{request}");
+    let host = format!("\r\nhost: {}\r\n", &upstream["http://".len()..]);
+    assert!(request.contains(&host), "{request}");
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn proxy_returns_502_when_the_other_service_fails() {
+    // Nobody listens there any more.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    drop(listener);
+    let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
+    assert_eq!(proxy.get("/"), (502, "Bad Gateway\n".into()));
+}
+
+#[test]
+#[ignore = "needs wasmtime on PATH"]
+fn proxy_returns_504_when_the_other_service_is_late() {
+    // The system accepts connections that nobody takes.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
+    assert_eq!(proxy.get("/"), (504, "Gateway Timeout\n".into()));
+}

@@ -131,6 +131,21 @@ fn one_that_waits_after_its_answer_costs_the_client_nothing() {
 }
 
 #[test]
+fn not_modified_is_passed_on() {
+    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    for path in ["/not-modified", "/not-modified-then-wait"] {
+        connection.send_request("GET", path).expect("sent");
+        let response = connection.answer("HEAD").expect("a response");
+        assert_eq!(response.status, 304, "{path}");
+        let next = connection.request("GET", "/").expect("a response");
+        assert_eq!(next.body, b"fine", "{path}");
+    }
+    // The guest went on.
+    assert!(server.line().ends_with(" guest: done"));
+}
+
+#[test]
 fn half_an_answer_never_looks_like_a_whole_one() {
     for (path, reason) in [
         (

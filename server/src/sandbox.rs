@@ -216,7 +216,7 @@ impl Sandbox {
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
-        let head_only = request.method() == Method::HEAD;
+        let is_head = request.method() == Method::HEAD;
         let state = Arc::<CallState>::default();
         let mut call = Box::pin(self.clone().call(request, state.clone()));
         let turn = poll_fn(|cx| {
@@ -235,7 +235,7 @@ impl Sandbox {
                 // Of a guest that failed, nothing has been sent, and nothing will be.
                 ended?;
                 let answer = state.take().ok_or(Failure::Silent)??;
-                whole(answer, head_only).await
+                whole(answer, is_head).await
             }
             Turn::Waits(answer) => {
                 let (head, body) = answer?.into_parts();
@@ -249,8 +249,8 @@ impl Sandbox {
                         }
                     }
                 });
-                let body = if head_only {
-                    // The guest writes its body all the same, and writing fails if nobody takes it.
+                let body = if has_no_body(is_head, head.status) {
+                    // The guest writes one all the same, and writing fails if nobody takes it.
                     tokio::spawn(discard(body));
                     Either::Left(Full::default())
                 } else {
@@ -342,10 +342,10 @@ impl Sandbox {
 }
 
 /// The response of a guest that has ended, with all of its body.
-async fn whole(answer: Response<WasiBody>, head_only: bool) -> Result<Response<Content>, Failure> {
+async fn whole(answer: Response<WasiBody>, is_head: bool) -> Result<Response<Content>, Failure> {
     let (head, body) = answer.into_parts();
-    if head_only {
-        // Its length is that of the body that is left out (RFC 9110, section 9.3.2).
+    if has_no_body(is_head, head.status) {
+        // Its length, if it has one, is that of the body that is left out (RFC 9110, section 8.6).
         return Ok(Response::from_parts(head, Either::Left(Full::default())));
     }
     let body = body.collect().await.map_err(Failure::Malformed)?;
@@ -367,6 +367,11 @@ fn number(value: &HeaderValue) -> Option<usize> {
     value.to_str().ok()?.parse().ok()
 }
 
+/// Returns true if the response has no body, whatever its fields say (RFC 9110, section 6.4.1).
+fn has_no_body(is_head: bool, status: StatusCode) -> bool {
+    is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// Takes a body that nobody wants.
 async fn discard(mut body: WasiBody) {
     while let Some(Ok(_)) = body.frame().await {}
@@ -386,7 +391,7 @@ struct StreamingBody {
 
 impl Drop for StreamingBody {
     fn drop(&mut self) {
-        if !self.ended && self.missing != Some(0) {
+        if !self.ended && self.missing != Some(0) && !self.body.is_end_stream() {
             self.guest.abort();
         }
     }

@@ -8,14 +8,17 @@
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
-use wstd::http::{Body, HeaderMap, Method, Request, Response, Result, StatusCode};
+use wstd::http::{Body, HeaderMap, HeaderValue, Method, Request, Response, Result, StatusCode};
 
 const MAX_BYTES: usize = 64 << 10;
 
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>> {
     if request.method() != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "send a POST request");
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "send a POST request")?;
+        let allowed = HeaderValue::from_static("POST");
+        response.headers_mut().insert("allow", allowed);
+        return Ok(response);
     }
     if !is_json(request.headers()) {
         let line = "send `content-type: application/json`";
@@ -28,7 +31,7 @@ async fn main(request: Request<Body>) -> Result<Response<Body>> {
             let line = format!("the body has more than {MAX_BYTES} bytes");
             return text(StatusCode::PAYLOAD_TOO_LARGE, &line);
         }
-        Err(error) => return text(StatusCode::BAD_REQUEST, &format!("no body: {error}")),
+        Err(error) => return text(StatusCode::BAD_REQUEST, &format!("no body: {error:#}")),
     };
     match serde_json::from_slice::<Value>(&bytes) {
         Ok(value) => Ok(Response::builder()

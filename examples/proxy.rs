@@ -9,7 +9,7 @@
 
 use std::env;
 use wstd::http::error::{Context, ErrorCode};
-use wstd::http::{Body, Client, Request, Response, Result, StatusCode};
+use wstd::http::{Body, Client, Error, Method, Request, Response, Result, StatusCode, Uri};
 use wstd::time::Duration;
 
 /// How long the other service may take to accept a connection, to respond, and between two pieces of
@@ -19,29 +19,41 @@ const TIMEOUT_S: u64 = 2;
 #[wstd::http_server]
 async fn main(mut request: Request<Body>) -> Result<Response<Body>> {
     let upstream = env::var("UPSTREAM").context("UPSTREAM")?;
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |path| path.as_str());
-    *request.uri_mut() = format!("{upstream}{path}").parse().context("UPSTREAM")?;
+    let mut uri = upstream.parse::<Uri>().context("UPSTREAM")?.into_parts();
+    uri.path_and_query = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from_parts(uri).context("UPSTREAM")?;
+    let is_head = request.method() == Method::HEAD;
 
     let mut client = Client::new();
     client.set_connect_timeout(Duration::from_secs(TIMEOUT_S));
     client.set_first_byte_timeout(Duration::from_secs(TIMEOUT_S));
     client.set_between_bytes_timeout(Duration::from_secs(TIMEOUT_S));
-    client.send(request).await.or_else(|error| {
-        eprintln!("{upstream}: {error:#}");
-        let status = match error.downcast_ref() {
-            Some(
-                ErrorCode::DnsTimeout
-                | ErrorCode::ConnectionTimeout
-                | ErrorCode::ConnectionReadTimeout
-                | ErrorCode::ConnectionWriteTimeout
-                | ErrorCode::HttpResponseTimeout,
-            ) => StatusCode::GATEWAY_TIMEOUT,
-            _ => StatusCode::BAD_GATEWAY,
-        };
-        let line = format!("{}\n", status.canonical_reason().unwrap_or_default());
-        Ok(Response::builder().status(status).body(line.into())?)
-    })
+    match client.send(request).await {
+        Ok(mut response) => {
+            // The length of a body that is left out, which the host would miss.
+            if is_head || response.status() == StatusCode::NOT_MODIFIED {
+                response.headers_mut().remove("content-length");
+            }
+            Ok(response)
+        }
+        Err(error) => {
+            eprintln!("{upstream}: {error:#}");
+            let status = failure(&error);
+            let line = format!("{}\n", status.canonical_reason().unwrap_or_default());
+            Ok(Response::builder().status(status).body(line.into())?)
+        }
+    }
+}
+
+fn failure(error: &Error) -> StatusCode {
+    match error.downcast_ref() {
+        Some(
+            ErrorCode::DnsTimeout
+            | ErrorCode::ConnectionTimeout
+            | ErrorCode::ConnectionReadTimeout
+            | ErrorCode::ConnectionWriteTimeout
+            | ErrorCode::HttpResponseTimeout,
+        ) => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    }
 }

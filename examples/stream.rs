@@ -1,4 +1,5 @@
-//! Sends server-sent events, each as it comes, until the client goes.
+//! Sends server-sent events, each as it comes, until the client goes or the host's limit on the time of
+//! a request is reached, after which a browser connects again.
 //!
 //!     cargo build --release --target wasm32-wasip2 --example stream
 //!     wasmtime serve -Scli target/wasm32-wasip2/release/examples/stream.wasm

@@ -7,7 +7,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -36,6 +36,8 @@ pub async fn handle(request: Request<Body>) -> Response<Body> {
         method: request.method().clone(),
         uri: request.uri().clone(),
     };
+    // The entry points differ in what they say of the length: `content-length` is the same in both.
+    let request = request.map(|body| StreamBody::new(BodyStream::new(body)).boxed_unsync());
     let response = routes::respond(request).await.and_then(|response| {
         check_fields(response.headers())?;
         Ok(response)
@@ -44,14 +46,29 @@ pub async fn handle(request: Request<Body>) -> Response<Body> {
         request_line.log(&error);
         text(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
     });
-    // An exact length, so that no host falls back to chunked encoding. Responses with these statuses
-    // have none (RFC 9110, section 8.6).
-    let has_length = !matches!(response.status().as_u16(), 100..=199 | 204 | 304);
-    if let (true, Some(bytes)) = (has_length, response.body().size_hint().exact()) {
-        let length = response.headers_mut().entry(CONTENT_LENGTH);
-        length.or_insert_with(|| bytes.into());
-    }
+    set_length(&request_line.method, &mut response);
     response.map(|body| LoggedBody { body, request_line }.boxed_unsync())
+}
+
+/// Sets `content-length`, so that no host falls back to chunked encoding.
+fn set_length(method: &Method, response: &mut Response<Body>) {
+    let Some(bytes) = response.body().size_hint().exact() else {
+        return;
+    };
+    // RFC 9110, section 8.6.
+    let is_left_out = method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED;
+    let has_length = !matches!(response.status().as_u16(), 100..=199 | 204 | 304);
+    let fields = response.headers_mut();
+    match fields.get(CONTENT_LENGTH) {
+        // Of the body that is left out; `wasi:http` would compare it with the empty one that is there.
+        Some(length) if is_left_out && *length != HeaderValue::from(bytes) => {
+            fields.remove(CONTENT_LENGTH);
+        }
+        None if has_length => {
+            fields.insert(CONTENT_LENGTH, bytes.into());
+        }
+        Some(_) | None => {}
+    }
 }
 
 fn check_fields(fields: &HeaderMap) -> Result<()> {
@@ -87,10 +104,12 @@ struct RequestLine {
 }
 
 impl RequestLine {
-    /// Logs an error with the chain of its causes, in one line whatever is in it.
+    /// Logs an error with the chain of its causes, in one line whatever is in it. A line of over 4 KiB
+    /// would be several in the server's log.
     fn log(&self, error: &Error) {
-        let chain = format!("{error:#}").replace(['\n', '\r'], " ");
-        eprintln!("{} {}: {chain}", self.method, self.uri.path());
+        let mut line = format!("{} {}: {error:#}", self.method, self.uri.path());
+        line.truncate(line.floor_char_boundary(4000));
+        eprintln!("{}", line.replace(['\n', '\r'], " "));
     }
 }
 

@@ -5,7 +5,10 @@ mod harness;
 
 use harness::{Connection, FIXTURES, QUIET, SERVICES, Server, await_that};
 use rustix::process::Signal;
+use std::io;
 use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
@@ -61,6 +64,15 @@ fn error_of_two_lines_is_logged_as_one() {
 }
 
 #[test]
+fn long_error_is_logged_as_one_line() {
+    let line = format!(
+        "guest: GET /long-error: {}",
+        "x".repeat(4000 - "GET /long-error: ".len())
+    );
+    assert_fails("/long-error", &line);
+}
+
+#[test]
 fn forbidden_field_returns_500_and_logs_its_name() {
     assert_fails(
         "/forbidden-field",
@@ -87,6 +99,22 @@ fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
             assert!(half.ends_with(b"\r\n\r\n4\r\nhalf\r\n"));
         }
         let line = "guest: GET /half-at-once: the error: the cause";
+        assert_eq!(log_to_the_end(server), [line], "{entry}");
+    });
+}
+
+/// Where the body ends with the connection, an orderly end would make it whole (RFC 9112, section 6.3).
+#[test]
+fn error_of_a_started_body_resets_an_http_1_0_connection() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        let head = "POST /half HTTP/1.0\r\nContent-Length: 1\r\n\r\n";
+        connection.send(head).expect("sent");
+        connection.read_until(b"half").expect("half a response");
+        connection.send("x").expect("sent");
+        let end = connection.rest().expect_err("no end");
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{entry}");
+        let line = "guest: POST /half: the error: the cause";
         assert_eq!(log_to_the_end(server), [line], "{entry}");
     });
 }
@@ -137,7 +165,7 @@ fn error_of_a_started_body_resets_the_http2_stream() {
     }
 }
 
-/// A megabyte is more than the host takes of a body before the guest has to wait.
+/// More than the host takes of a body before the guest has to wait.
 const LARGE: [(&str, Option<usize>); 2] = [("/large", Some(MIB)), ("/large-in-pieces", None)];
 
 #[test]
@@ -186,35 +214,131 @@ fn head_of_a_large_response_has_no_body() {
     });
 }
 
+/// The guest does not have to write all of a body that nobody gets.
+#[test]
+fn head_of_an_endless_response_ends_its_guest_quietly() {
+    assert_ends_quietly(|server| {
+        let mut connection = Connection::open(server.address);
+        let response = connection.request("HEAD", "/endless").expect("a response");
+        assert_eq!(response.status, 200);
+        await_served(server.address);
+    });
+}
+
+#[test]
+fn length_of_a_body_that_is_left_out_is_no_error() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        for (method, status) in [("HEAD", 200), ("GET", 304)] {
+            connection
+                .send_request(method, "/length-without-body")
+                .expect("sent");
+            let response = connection.answer("HEAD").expect("a response");
+            assert_eq!(response.status, status, "{entry}");
+        }
+        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
+    });
+}
+
 /// The guest that writes the response fails as soon as nobody reads it; that is no news.
 #[test]
 fn client_that_goes_ends_its_guest_quietly() {
-    // One at a time, so that a guest that stays keeps others from being served.
-    let env = [("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
-    for_each_entry_point(&env, |entry, server| {
-        for path in ["/large", "/large-in-pieces", "/endless"] {
+    for path in ["/large", "/large-in-pieces", "/endless"] {
+        assert_ends_quietly(|server| {
             let mut connection = Connection::open(server.address);
             connection.send_request("GET", path).expect("sent");
             connection.read_until(b"\r\n\r\n").expect("a head");
             drop(connection);
             await_served(server.address);
-
+        });
+        assert_ends_quietly(|server| {
             let mut client = Http2::connect(server.address);
             let (response, _) = client.send("GET", path, true);
             let mut body = client.wait(response).expect("a response").into_body();
             client.wait(body.data()).expect("a piece").expect("a piece");
             drop(body); // Resets the stream, and no more than that.
-            client.wait(async {
-                while !is_served(server.address) {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                }
-            });
-        }
-        let mut log = log_to_the_end(server);
-        // Those that asked while the guest was still there.
-        log.retain(|line| !line.starts_with("MAX_REQUESTS"));
-        assert_eq!(log, [""; 0], "{entry}");
+            client.wait_until(|| is_served(server.address));
+        });
+    }
+}
+
+/// A guest that reads the request gets no error, either.
+#[test]
+fn client_that_goes_while_it_sends_ends_its_guest_quietly() {
+    let head = |path: &str| {
+        let fields = "Host: test\r\nTransfer-Encoding: chunked";
+        format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n4\r\npart\r\n")
+    };
+    // Before the response has begun.
+    assert_ends_quietly(|server| {
+        let mut connection = Connection::open(server.address);
+        connection.send(head("/collect")).expect("sent");
+        server.lines_until("guest: collecting");
+        drop(connection);
+        await_served(server.address);
     });
+    assert_ends_quietly(|server| {
+        let mut client = Http2::connect(server.address);
+        let (_response, mut request) = client.send("POST", "/collect", false);
+        request.send_data("part".into(), false).expect("sent");
+        thread::scope(|scope| {
+            let log = scope.spawn(|| server.lines_until("guest: collecting"));
+            // The connection sends while its runtime runs.
+            client.wait_until(|| log.is_finished());
+        });
+        drop(client);
+        await_served(server.address);
+    });
+    // And after.
+    assert_ends_quietly(|server| {
+        let mut connection = Connection::open(server.address);
+        connection.send(head("/echo")).expect("sent");
+        connection.read_until(b"part\r\n").expect("a piece");
+        drop(connection);
+        await_served(server.address);
+    });
+    assert_ends_quietly(|server| {
+        let mut client = Http2::connect(server.address);
+        let (response, mut request) = client.send("POST", "/echo", false);
+        request.send_data("part".into(), false).expect("sent");
+        let mut body = client.wait(response).expect("a response").into_body();
+        client.wait(body.data()).expect("a piece").expect("a piece");
+        drop(client);
+        await_served(server.address);
+    });
+}
+
+/// A request that ends before its body does is the client's mistake.
+#[test]
+fn half_a_request_gets_400() {
+    for_each_entry_point(&[], |entry, server| {
+        let mut connection = Connection::open(server.address);
+        let head = "POST /collect HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
+        connection.send(head).expect("sent");
+        connection.shut_down().expect("shut down");
+        let response = connection.answer("POST").expect("a response");
+        assert_eq!(response.status, 400, "{entry}");
+        assert_eq!(log_to_the_end(server), ["guest: collecting"], "{entry}");
+    });
+}
+
+/// Runs a test in which a client goes, on a server that has room for one request: until the guest has
+/// ended, others are rejected. The server logs nothing of it.
+fn assert_ends_quietly(test: impl Fn(&mut Server)) {
+    for_each_entry_point(
+        &[("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")],
+        |entry, server| {
+            test(server);
+            assert_eq!(own_lines(server), [""; 0], "{entry}");
+        },
+    );
+}
+
+/// What the server has logged at its end, but that others asked while the guest was there.
+fn own_lines(server: &mut Server) -> Vec<String> {
+    let mut log = log_to_the_end(server);
+    log.retain(|line| !line.starts_with("MAX_REQUESTS"));
+    log
 }
 
 /// Returns true if the server has room for another request.
@@ -299,6 +423,15 @@ impl Http2 {
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         let limited = async { tokio::time::timeout(harness::PATIENCE, future).await };
         self.runtime.block_on(limited).expect("in time")
+    }
+
+    /// Waits until a condition holds, while the connection sends and receives.
+    fn wait_until(&self, mut condition: impl FnMut() -> bool) {
+        self.wait(async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
     }
 
     /// The number of bytes that a body has.

@@ -15,13 +15,15 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{self, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
@@ -30,6 +32,11 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 #[cfg(feature = "spin")]
 use wasmtime_wasi_http::p3::bindings as http03;
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
+
+/// Bytes that a guest may write of a body that nobody wants, such as that of a response to `HEAD`, and
+/// the time that it may take. Then the guest ends, as the client has its response.
+const MAX_DISCARDED_BYTES: usize = 16 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A component, loaded and ready to be instantiated.
 pub struct Sandbox {
@@ -79,6 +86,8 @@ enum Exports {
 pub enum Failure {
     /// As many calls as allowed are under way.
     Busy,
+    /// The client has gone before its request was whole.
+    Disconnected,
     /// The guest gave this error instead of an answer.
     Refused(String),
     /// The guest ended without an answer.
@@ -106,15 +115,17 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Disconnected => StatusCode::BAD_REQUEST,
             Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Exited { .. } | Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Returns true if the guest has logged the reason itself, as a program does before it exits.
-    pub fn is_logged(&self) -> bool {
-        matches!(self, Self::Exited { logged: true, .. })
+    /// Returns true if the log needs no line of the server's own: the client has gone, or the guest
+    /// exited and has written to its standard error, as a program does that gives its reason.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, Self::Disconnected | Self::Exited { logged: true, .. })
     }
 }
 
@@ -122,6 +133,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Busy => write!(f, "MAX_REQUESTS are in the component"),
+            Self::Disconnected => write!(f, "the client has gone"),
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),
             Self::Silent => write!(f, "the guest ended without an answer"),
             Self::Malformed(error) => write!(f, "the guest's answer is malformed: {error}"),
@@ -205,20 +217,22 @@ impl Sandbox {
     }
 
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
-    /// something; in the second case its body still comes out of the guest.
+    /// something; in the second case its body still comes out of the guest. The guest ends when
+    /// `disconnect` is notified.
     ///
     /// # Errors
     /// When no answer came; see [`Failure`].
     pub async fn answer<B>(
         self: &Arc<Self>,
         request: Request<B>,
+        disconnect: Option<Arc<Notify>>,
     ) -> Result<Response<Content>, Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let is_head = request.method() == Method::HEAD;
         let state = Arc::<CallState>::default();
-        let mut call = Box::pin(self.clone().call(request, state.clone()));
+        let mut call = Box::pin(self.clone().call(request, disconnect, state.clone()));
         let turn = poll_fn(|cx| {
             state.preempted.store(false, Ordering::Relaxed);
             match call.as_mut().poll(cx) {
@@ -244,14 +258,19 @@ impl Sandbox {
                 let guest = tokio::spawn(async move {
                     if let Err(failure) = call.await {
                         in_flight.broken.store(true, Ordering::Relaxed);
-                        if !failure.is_logged() {
+                        if !failure.is_quiet() {
                             log.event(format_args!("after the response started: {failure}"));
                         }
                     }
                 });
                 let body = if has_no_body(is_head, head.status) {
                     // The guest writes one all the same, and writing fails if nobody takes it.
-                    tokio::spawn(discard(body));
+                    let guest = guest.abort_handle();
+                    tokio::spawn(async move {
+                        if timeout(DISCARD_TIMEOUT, discard(body)).await != Ok(true) {
+                            guest.abort();
+                        }
+                    });
                     Either::Left(Full::default())
                 } else {
                     let length = head.headers.get(CONTENT_LENGTH).and_then(number);
@@ -272,6 +291,7 @@ impl Sandbox {
     async fn call<B>(
         self: Arc<Self>,
         request: Request<B>,
+        disconnect: Option<Arc<Notify>>,
         state: Arc<CallState>,
     ) -> Result<(), Failure>
     where
@@ -279,8 +299,19 @@ impl Sandbox {
     {
         let most = self.limits.calls as usize;
         let _running = self.clock.run(most).ok_or(Failure::Busy)?;
-        let run = self.run(request, state.clone());
-        match tokio::time::timeout(self.limits.time, run).await {
+        let run = timeout(self.limits.time, self.run(request, state.clone()));
+        let disconnected = async {
+            match disconnect {
+                Some(disconnect) => disconnect.notified().await,
+                None => future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = run => ended,
+            () = disconnected => return Err(Failure::Disconnected),
+        };
+        match ended {
             Ok(ended) => ended.map_err(|error| match error.downcast_ref() {
                 Some(&I32Exit(status)) => Failure::Exited {
                     status,
@@ -372,9 +403,15 @@ fn has_no_body(is_head: bool, status: StatusCode) -> bool {
     is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// Takes a body that nobody wants.
-async fn discard(mut body: WasiBody) {
-    while let Some(Ok(_)) = body.frame().await {}
+/// Takes a body that nobody wants, up to [`MAX_DISCARDED_BYTES`]. Returns true if that was all of it.
+async fn discard(mut body: WasiBody) -> bool {
+    let mut bytes = 0;
+    while bytes <= MAX_DISCARDED_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
+    bytes <= MAX_DISCARDED_BYTES
 }
 
 /// The body of a response whose guest still runs. If it is dropped before its end, the client has
@@ -383,7 +420,7 @@ struct StreamingBody {
     body: WasiBody,
     call: Arc<CallState>,
     guest: AbortHandle,
-    /// Bytes that are to come by `content-length`, after which hyper does not ask for the end.
+    /// Bytes that are to come by `content-length`; after them hyper does not ask for the end.
     missing: Option<usize>,
     /// Set when the end has come.
     ended: bool,
@@ -488,7 +525,7 @@ fn pool(calls: u32) -> PoolingAllocationConfig {
         .total_stacks(calls)
         .max_memory_size(MEMORY_BYTES)
         // Each guest starts from the component's initial memory. The first bytes of a used slot are
-        // written anew and stay resident: all of it for a guest that starts small (see the root
+        // overwritten with it and stay resident: all of it for a guest that starts small (see the root
         // package's build.rs). The kernel takes the pages above them (`madvise`).
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(4 << 10)

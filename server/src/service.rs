@@ -9,6 +9,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 use wasmtime_wasi_http::Error;
 
@@ -53,6 +55,7 @@ impl Service {
             .access_log
             .then(|| Entry::new(&self.log, peer, &request));
         let keep_alive_header = request.version() <= Version::HTTP_11;
+        let ends_with_connection = request.version() <= Version::HTTP_10;
 
         let checked = validate::check(&mut request);
         // Whoever sends such a request may see other bounds between requests than this server.
@@ -69,13 +72,21 @@ impl Service {
         if let Some(entry) = &mut entry {
             entry.access.status = head.status.as_u16();
         }
-        Response::from_parts(head, Answer { body, entry, open })
+        let body = Answer {
+            body,
+            entry,
+            open,
+            ends_with_connection,
+        };
+        Response::from_parts(head, body)
     }
 
     async fn ask(&self, request: Request<Incoming>) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let request = Upload::of(request, self.body_timeout);
-        let failure = match self.sandbox.answer(request).await {
+        let has_body = !request.body().is_end_stream();
+        let disconnect = has_body.then(Arc::<Notify>::default);
+        let request = Upload::of(request, self.body_timeout, disconnect.clone());
+        let failure = match self.sandbox.answer(request, disconnect).await {
             Ok(response) => return response,
             Err(failure) => failure,
         };
@@ -87,7 +98,7 @@ impl Service {
             self.log.often(&self.refused, |count| {
                 format!("{failure}: {count} more requests refused")
             });
-        } else if !failure.is_logged() {
+        } else if !failure.is_quiet() {
             let path = uri.path();
             self.log.event(format_args!("{method} {path}: {failure}"));
         }
@@ -117,16 +128,23 @@ struct Upload {
     patience: Duration,
     /// Runs while the client is silent.
     silence: Option<Pin<Box<Sleep>>>,
+    /// Notified when the client goes. The guest would take that for a failure of its own.
+    disconnect: Option<Arc<Notify>>,
 }
 
 impl Upload {
-    fn of(request: Request<Incoming>, patience: Duration) -> Request<Self> {
+    fn of(
+        request: Request<Incoming>,
+        patience: Duration,
+        disconnect: Option<Arc<Notify>>,
+    ) -> Request<Self> {
         let on_demand = request.headers().contains_key(EXPECT);
         request.map(|body| Self {
             body: Some(body),
             on_demand,
             patience,
             silence: None,
+            disconnect,
         })
     }
 }
@@ -144,6 +162,7 @@ impl Body for Upload {
             on_demand,
             patience,
             silence,
+            disconnect,
         } = &mut *self;
         *on_demand = false;
         let Some(incoming) = body else {
@@ -151,6 +170,13 @@ impl Body for Upload {
         };
         if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
             *silence = None;
+            if let (Some(Err(error)), Some(disconnect)) = (&frame, disconnect)
+                && is_disconnect(error)
+            {
+                *body = None;
+                disconnect.notify_one();
+                return Poll::Pending;
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
         }
         let silence = silence.get_or_insert_with(|| Box::pin(sleep(*patience)));
@@ -167,6 +193,17 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// Returns true if a request's body ended because the client went, and not because of what it sent.
+fn is_disconnect(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    // hyper's decoder reports malformed chunks with these kinds.
+    let malformed = [ErrorKind::InvalidData, ErrorKind::InvalidInput];
+    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(error) => !malformed.contains(&error.kind()),
+        None => true,
     }
 }
 
@@ -188,6 +225,8 @@ pub struct Answer {
     body: Content,
     entry: Option<Entry>,
     open: Open,
+    /// Set when the client may take the end of the connection for the end of the body.
+    ends_with_connection: bool,
 }
 
 impl Body for Answer {
@@ -199,11 +238,15 @@ impl Body for Answer {
         cx: &mut Context,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            self.open.progress();
-            if let Some(entry) = &mut self.entry {
-                entry.access.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.open.progress();
+                if let Some(entry) = &mut self.entry {
+                    entry.access.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
             }
+            Poll::Ready(Some(Err(_))) if self.ends_with_connection => self.open.fail(),
+            Poll::Ready(Some(Err(_)) | None) | Poll::Pending => {}
         }
         polled
     }

@@ -58,6 +58,8 @@ struct State {
     multiplexed: bool,
     /// The client sends no more.
     ended: bool,
+    /// Set when a response's body has failed and the client could take it for whole.
+    failed: bool,
 }
 
 impl Activity {
@@ -71,6 +73,7 @@ impl Activity {
                 blocked: None,
                 multiplexed: false,
                 ended: false,
+                failed: false,
             }),
         }
     }
@@ -132,6 +135,11 @@ impl Open {
     pub fn progress(&self) {
         self.0.state().since = Instant::now();
     }
+
+    /// Records that the response's body has failed and that the client could take it for whole.
+    pub fn fail(&self) {
+        self.0.state().failed = true;
+    }
 }
 
 impl Drop for Open {
@@ -157,11 +165,22 @@ impl Transport {
         Self { stream, activity }
     }
 
-    /// Closes the connection in a way that its last answer survives. Nobody else may hold it.
+    /// Closes the connection in a way that its last response survives; nobody else may hold it. If
+    /// [`Open::fail`] was called, resets it: with HTTP/1.0 an orderly close would be the end of a whole
+    /// response (RFC 9112, section 6.3).
     pub async fn close(self) {
-        let ended = self.activity.state().ended;
-        if let (Some(stream), false) = (Arc::into_inner(self.stream), ended) {
-            let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (ended, failed) = {
+            let state = self.activity.state();
+            (state.ended, state.failed)
+        };
+        let Some(stream) = Arc::into_inner(self.stream) else {
+            return;
+        };
+        let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if failed {
+            // Fails only where the connection is gone.
+            let _ = stream.set_zero_linger();
+        } else if !ended {
             close(stream, LINGER).await;
         }
     }

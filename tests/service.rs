@@ -308,17 +308,23 @@ fn client_that_goes_while_it_sends_ends_its_guest_quietly() {
     });
 }
 
-/// A request that ends before its body does is the client's mistake.
+/// A request that ends before its body does, or whose body is malformed, is the client's mistake.
 #[test]
-fn half_a_request_gets_400() {
+fn request_that_is_not_whole_gets_400() {
     for_each_entry_point(&[], |entry, server| {
-        let mut connection = Connection::open(server.address);
-        let head = "POST /collect HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
-        connection.send(head).expect("sent");
-        connection.shut_down().expect("shut down");
-        let response = connection.answer("POST").expect("a response");
-        assert_eq!(response.status, 400, "{entry}");
-        assert_eq!(log_to_the_end(server), ["guest: collecting"], "{entry}");
+        for rest in [
+            "Content-Length: 9\r\n\r\nhalf",
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nno size\r\n",
+        ] {
+            let mut connection = Connection::open(server.address);
+            let head = format!("POST /collect HTTP/1.1\r\nHost: test\r\n{rest}");
+            connection.send(head).expect("sent");
+            connection.shut_down().expect("shut down");
+            let response = connection.answer("POST").expect("a response");
+            assert_eq!(response.status, 400, "{entry}: {rest}");
+        }
+        assert_eq!(log_to_the_end(server), ["guest: collecting"; 3], "{entry}");
     });
 }
 

@@ -86,8 +86,8 @@ enum Exports {
 pub enum Failure {
     /// As many calls as allowed are under way.
     Busy,
-    /// The client has gone before its request was whole.
-    Disconnected,
+    /// The client has gone before the request's body was whole, or has sent what is no body.
+    NoWholeRequest,
     /// The guest gave this error instead of an answer.
     Refused(String),
     /// The guest ended without an answer.
@@ -115,17 +115,20 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Disconnected => StatusCode::BAD_REQUEST,
+            Self::NoWholeRequest => StatusCode::BAD_REQUEST,
             Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Exited { .. } | Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Returns true if the log needs no line of the server's own: the client has gone, or the guest
+    /// Returns true if the log needs no line of the server's own: the fault is the client's, or the guest
     /// exited and has written to its standard error, as a program does that gives its reason.
     pub fn is_quiet(&self) -> bool {
-        matches!(self, Self::Disconnected | Self::Exited { logged: true, .. })
+        matches!(
+            self,
+            Self::NoWholeRequest | Self::Exited { logged: true, .. }
+        )
     }
 }
 
@@ -133,7 +136,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Busy => write!(f, "MAX_REQUESTS are in the component"),
-            Self::Disconnected => write!(f, "the client has gone"),
+            Self::NoWholeRequest => write!(f, "the request's body is not whole"),
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),
             Self::Silent => write!(f, "the guest ended without an answer"),
             Self::Malformed(error) => write!(f, "the guest's answer is malformed: {error}"),
@@ -218,21 +221,21 @@ impl Sandbox {
 
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
     /// something; in the second case its body still comes out of the guest. The guest ends when
-    /// `disconnect` is notified.
+    /// `body_failed` is notified.
     ///
     /// # Errors
     /// When no answer came; see [`Failure`].
     pub async fn answer<B>(
         self: &Arc<Self>,
         request: Request<B>,
-        disconnect: Option<Arc<Notify>>,
+        body_failed: Option<Arc<Notify>>,
     ) -> Result<Response<Content>, Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let is_head = request.method() == Method::HEAD;
         let state = Arc::<CallState>::default();
-        let mut call = Box::pin(self.clone().call(request, disconnect, state.clone()));
+        let mut call = Box::pin(self.clone().call(request, body_failed, state.clone()));
         let turn = poll_fn(|cx| {
             state.preempted.store(false, Ordering::Relaxed);
             match call.as_mut().poll(cx) {
@@ -291,7 +294,7 @@ impl Sandbox {
     async fn call<B>(
         self: Arc<Self>,
         request: Request<B>,
-        disconnect: Option<Arc<Notify>>,
+        body_failed: Option<Arc<Notify>>,
         state: Arc<CallState>,
     ) -> Result<(), Failure>
     where
@@ -300,16 +303,16 @@ impl Sandbox {
         let most = self.limits.calls as usize;
         let _running = self.clock.run(most).ok_or(Failure::Busy)?;
         let run = timeout(self.limits.time, self.run(request, state.clone()));
-        let disconnected = async {
-            match disconnect {
-                Some(disconnect) => disconnect.notified().await,
+        let body_failed = async {
+            match body_failed {
+                Some(failed) => failed.notified().await,
                 None => future::pending().await,
             }
         };
         let ended = tokio::select! {
             biased;
             ended = run => ended,
-            () = disconnected => return Err(Failure::Disconnected),
+            () = body_failed => return Err(Failure::NoWholeRequest),
         };
         match ended {
             Ok(ended) => ended.map_err(|error| match error.downcast_ref() {

@@ -9,7 +9,6 @@ use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -84,9 +83,9 @@ impl Service {
     async fn ask(&self, request: Request<Incoming>) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let has_body = !request.body().is_end_stream();
-        let disconnect = has_body.then(Arc::<Notify>::default);
-        let request = Upload::of(request, self.body_timeout, disconnect.clone());
-        let failure = match self.sandbox.answer(request, disconnect).await {
+        let body_failed = has_body.then(Arc::<Notify>::default);
+        let request = Upload::of(request, self.body_timeout, body_failed.clone());
+        let failure = match self.sandbox.answer(request, body_failed).await {
             Ok(response) => return response,
             Err(failure) => failure,
         };
@@ -128,15 +127,16 @@ struct Upload {
     patience: Duration,
     /// Runs while the client is silent.
     silence: Option<Pin<Box<Sleep>>>,
-    /// Notified when the client goes. The guest would take that for a failure of its own.
-    disconnect: Option<Arc<Notify>>,
+    /// Notified if the client goes or sends what is no body. The guest would take that for a failure of
+    /// its own.
+    failed: Option<Arc<Notify>>,
 }
 
 impl Upload {
     fn of(
         request: Request<Incoming>,
         patience: Duration,
-        disconnect: Option<Arc<Notify>>,
+        failed: Option<Arc<Notify>>,
     ) -> Request<Self> {
         let on_demand = request.headers().contains_key(EXPECT);
         request.map(|body| Self {
@@ -144,7 +144,7 @@ impl Upload {
             on_demand,
             patience,
             silence: None,
-            disconnect,
+            failed,
         })
     }
 }
@@ -162,7 +162,7 @@ impl Body for Upload {
             on_demand,
             patience,
             silence,
-            disconnect,
+            failed,
         } = &mut *self;
         *on_demand = false;
         let Some(incoming) = body else {
@@ -170,11 +170,9 @@ impl Body for Upload {
         };
         if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
             *silence = None;
-            if let (Some(Err(error)), Some(disconnect)) = (&frame, disconnect)
-                && is_disconnect(error)
-            {
+            if let (Some(Err(_)), Some(failed)) = (&frame, failed) {
                 *body = None;
-                disconnect.notify_one();
+                failed.notify_one();
                 return Poll::Pending;
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
@@ -193,17 +191,6 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map(Body::size_hint).unwrap_or_default()
-    }
-}
-
-/// Returns true if a request's body ended because the client went, and not because of what it sent.
-fn is_disconnect(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error);
-    // hyper's decoder reports malformed chunks with these kinds.
-    let malformed = [ErrorKind::InvalidData, ErrorKind::InvalidInput];
-    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(error) => !malformed.contains(&error.kind()),
-        None => true,
     }
 }
 

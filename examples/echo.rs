@@ -8,18 +8,12 @@
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
-use wstd::http::{Body, HeaderMap, HeaderValue, Method, Request, Response, Result, StatusCode};
+use wstd::http::{Body, HeaderMap, Request, Response, Result, StatusCode};
 
 const MAX_BYTES: usize = 64 << 10;
 
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>> {
-    if request.method() != Method::POST {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "send a POST request")?;
-        let allowed = HeaderValue::from_static("POST");
-        response.headers_mut().insert("allow", allowed);
-        return Ok(response);
-    }
     if !is_json(request.headers()) {
         let line = "send `content-type: application/json`";
         return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, line);

@@ -38,27 +38,24 @@ fn build() -> Result<()> {
     let service = Path::new("wasi_essentials.wasm");
     let wasi = match env::var_os("COMPONENT") {
         Some(path) => existing(&Path::new("..").join(path))?,
-        None => component("wasi", &["--lib", "--features=wasi"], service)?,
+        None => component("wasi", "--lib", service)?,
     };
     embed("wasi", &wasi, &engine)?;
     if cfg!(feature = "spin") {
-        let spin = component("spin", &["--lib", "--features=spin"], service)?;
+        let spin = component("spin", "--lib", service)?;
         embed("spin", &spin, &engine)?;
     }
     if cfg!(feature = "fixtures") {
         println!("cargo::rerun-if-changed=../tests/fixtures");
-        for (name, example, feature) in [
+        for (name, example, entry) in [
             ("raw", "raw", "wasi"),
             ("service_wasi", "service", "wasi"),
             ("service_spin", "service", "spin"),
         ] {
             let file = PathBuf::from(format!("examples/{example}.wasm"));
-            let arguments = [
-                &*format!("--example={example}"),
-                &format!("--features={feature}"),
-            ];
-            if feature == "wasi" || cfg!(feature = "spin") {
-                embed(name, &component(feature, &arguments, &file)?, &engine)?;
+            let target = format!("--example={example}");
+            if entry == "wasi" || cfg!(feature = "spin") {
+                embed(name, &component(entry, &target, &file)?, &engine)?;
             }
         }
     }
@@ -79,15 +76,19 @@ fn existing(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| format!("COMPONENT, {}: {error}", path.display()).into())
 }
 
-/// Builds what these arguments of Cargo say, in a target directory for its entry point: the outer
-/// Cargo holds the lock on its own. Returns the component that is then at `file`.
-fn component(entry: &str, arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
+/// Builds a target of the root package, in a target directory for its entry point: the outer Cargo
+/// holds the lock on its own. Returns the component that is then at `file`.
+fn component(entry: &str, target: &str, file: &Path) -> Result<Vec<u8>> {
     require_target()?;
     let target_dir = PathBuf::from(env::var("OUT_DIR")?).join(entry);
     let output = Command::new(env::var("CARGO")?)
         .args(["build", "--release", "--locked", "--target", WASM])
-        .args(["--package", "wasi-essentials", "--no-default-features"])
-        .args(arguments)
+        .args(["--package", "wasi-essentials", target])
+        // As the Dockerfile does, for the same bits: Cargo hashes the features, default or not.
+        .args(match entry {
+            "spin" => ["--no-default-features", "--features=spin"].as_slice(),
+            _ => &[],
+        })
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir("..")

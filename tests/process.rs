@@ -280,7 +280,7 @@ fn no_request_can_write_control_characters_to_the_log() {
     let mut sent = 0;
     for byte in (0..=0x1f)
         .chain(0x7f..=0xff)
-        .filter(|byte| ![b'\r', b'\n'].contains(byte))
+        .filter(|byte| !b"\r\n".contains(byte))
     {
         let mut connection = Connection::open(server.address);
         let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();

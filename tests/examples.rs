@@ -176,11 +176,17 @@ fn config_greets_as_the_environment_says() {
     assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
 }
 
+/// A port that listens, and the URL of it.
+fn upstream() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (listener, format!("http://{address}/"))
+}
+
 #[test]
 #[ignore = "needs wasmtime on PATH"]
 fn proxy_passes_request_and_response_on() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let upstream = format!("http://{}/", listener.local_addr().expect("an address"));
+    let (listener, upstream) = upstream();
     let received = thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("a connection");
         client.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -219,8 +225,7 @@ fn proxy_passes_request_and_response_on() {
 #[ignore = "needs wasmtime on PATH"]
 fn proxy_returns_502_when_the_other_service_fails() {
     // Nobody listens there any more.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    let (listener, upstream) = upstream();
     drop(listener);
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
     assert_eq!(proxy.get("/"), (502, "Bad Gateway\n".into()));
@@ -230,8 +235,7 @@ fn proxy_returns_502_when_the_other_service_fails() {
 #[ignore = "needs wasmtime on PATH"]
 fn proxy_returns_504_when_the_other_service_is_late() {
     // The system accepts connections that nobody takes.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    let (_listener, upstream) = upstream();
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
     assert_eq!(proxy.get("/"), (504, "Gateway Timeout\n".into()));
 }

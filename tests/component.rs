@@ -1,30 +1,25 @@
 //! What the component is to its host: the interfaces that it imports, as a guest that cannot name a
 //! capability cannot use it, and the memory that it starts with, which each fresh sandbox resets.
 
+mod harness;
+
+use harness::{SPIN, WASI};
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::path::PathBuf;
 use wasmparser::{Parser, Payload};
 
-/// The file that holds the service, built for WASI 0.2: what `COMPONENT_FILE` names, such as the
-/// image's, or what the server that is tested carries.
+/// The service, built for WASI 0.2: the file that `COMPONENT_FILE` names, such as the image's, or the one
+/// that the other tests serve.
 fn wasi() -> Vec<u8> {
-    let carried = concat!(
-        env!("OUT_DIR"),
-        "/wasi/wasm32-wasip2/release/wasi_essentials.wasm"
-    );
-    let path = env::var("COMPONENT_FILE").unwrap_or(carried.into());
-    fs::read(&path).expect(&path)
+    let path = env::var_os("COMPONENT_FILE").map_or_else(|| WASI.wasm(), PathBuf::from);
+    fs::read(path).expect("a component")
 }
 
-/// The same for WASI 0.3, as the server carries it.
-#[cfg(feature = "spin")]
+/// The same for WASI 0.3.
 fn spin() -> Vec<u8> {
-    let path = concat!(
-        env!("OUT_DIR"),
-        "/spin/wasm32-wasip2/release/wasi_essentials.wasm"
-    );
-    fs::read(path).expect(path)
+    fs::read(SPIN.wasm()).expect("a component")
 }
 
 /// Brought along by the standard libraries of Rust and C, whether the service uses it or not. The host
@@ -57,7 +52,6 @@ fn wasi_0_2_component_imports_no_more_than_it_needs() {
     assert_imports(&wasi());
 }
 
-#[cfg(feature = "spin")]
 #[test]
 fn wasi_0_3_component_imports_no_more_than_it_needs() {
     assert_imports(&spin());
@@ -69,7 +63,6 @@ fn wasi_0_2_component_starts_with_two_pages() {
     assert_eq!(initial_memories(&wasi()), [2 * PAGE]);
 }
 
-#[cfg(feature = "spin")]
 #[test]
 fn wasi_0_3_component_starts_with_two_pages() {
     assert_eq!(initial_memories(&spin()), [2 * PAGE]);

@@ -1,11 +1,10 @@
 //! The HTTP contract, the same through every entry point and on every host.
 //!
-//! Runs against this workspace's servers, one for each version of WASI that they are built with, or
-//! against `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
+//! Runs against this workspace's server with a component for each version of WASI, or against `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
 
 mod harness;
 
-use harness::{Answer, CHUNKED_POST, Connection, Server, WASI, resolve};
+use harness::{Answer, CHUNKED_POST, Connection, SPIN, Server, WASI, resolve};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
 use std::net::SocketAddr;
@@ -34,14 +33,9 @@ fn servers() -> Vec<(&'static str, Server)> {
     if env::var_os("CONTRACT_URL").is_some() {
         return Vec::new();
     }
-    vec![
-        ("wasi", Server::start(WASI, &[])),
-        #[cfg(feature = "spin")]
-        (
-            "spin",
-            Server::start(env!("CARGO_BIN_EXE_wasi-essentials-spin"), &[]),
-        ),
-    ]
+    [WASI, SPIN]
+        .map(|guest| (guest.entry, Server::start(guest, &[])))
+        .into()
 }
 
 fn trials(host: &str, address: SocketAddr) -> Vec<Trial> {

@@ -1,48 +1,62 @@
-//! What the examples respond, in `wasmtime serve`. Ignored where nobody asks for them, as they need
-//! Wasmtime's command line on PATH: `cargo test --package server --test examples -- --ignored`.
+//! What the examples respond, on our server; or in `wasmtime serve`, if `EXAMPLES_HOST` is `wasmtime`, which then
+//! has to be on PATH. Those that need what a guest on our server does not get are ignored unless asked for:
+//! `EXAMPLES_HOST=wasmtime cargo test --package server --test examples -- --include-ignored`.
 
 mod harness;
 
-use harness::{Answer, Connection, PATIENCE};
+use harness::{Answer, Connection, Guest, PATIENCE, Server};
+use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::thread;
-
-/// Builds the examples, once; returns the directory that they are in.
-fn examples() -> &'static Path {
-    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    DIRECTORY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let target = root.join("target/wasi");
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--locked", "--examples"])
-            .args(["--package", "wasi-essentials", "--target", "wasm32-wasip2"])
-            .arg("--target-dir")
-            .arg(&target)
-            .current_dir(&root)
-            .status();
-        assert!(status.expect("Cargo runs").success());
-        target.join("wasm32-wasip2/release/examples")
-    })
-}
 
 /// An example that is served on a port of its own, until it is dropped.
 struct Example {
-    process: Child,
+    _host: Host,
     address: SocketAddr,
+}
+
+enum Host {
+    Ours { _server: Server },
+    Wasmtime(Child),
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Self::Wasmtime(process) = self {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
 }
 
 impl Example {
     fn serve(name: &str, env: &[(&str, &str)]) -> Self {
+        let example = Guest::example(name);
+        match env::var("EXAMPLES_HOST").as_deref() {
+            Err(_) => Self::serve_on_ours(example, env),
+            Ok("wasmtime") => Self::serve_on_wasmtime(example, env),
+            Ok(host) => panic!("EXAMPLES_HOST={host}: not wasmtime"),
+        }
+    }
+
+    fn serve_on_ours(example: Guest, env: &[(&str, &str)]) -> Self {
+        let mut server = Server::start(example, env);
+        server.ignore_log();
+        Self {
+            address: server.address,
+            _host: Host::Ours { _server: server },
+        }
+    }
+
+    fn serve_on_wasmtime(example: Guest, env: &[(&str, &str)]) -> Self {
         let mut command = Command::new("wasmtime");
         command.args(["serve", "-Scli", "--addr", "127.0.0.1:0"]);
         for (name, value) in env {
             command.args(["--env", &format!("{name}={value}")]);
         }
-        command.arg(examples().join(name).with_extension("wasm"));
+        command.arg(example.wasm());
         let process = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut process = process.expect("wasmtime is on PATH");
         let mut log = BufReader::new(process.stderr.take().expect("a pipe"));
@@ -53,8 +67,8 @@ impl Example {
         let address = address.and_then(|(_, address)| address.parse().ok());
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
         Self {
-            process,
             address: address.expect(&line),
+            _host: Host::Wasmtime(process),
         }
     }
 
@@ -80,13 +94,6 @@ impl Example {
     }
 }
 
-impl Drop for Example {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 fn text(response: Answer) -> String {
     String::from_utf8(response.body).expect("UTF-8")
 }
@@ -94,7 +101,6 @@ fn text(response: Answer) -> String {
 const JSON: &str = "application/json";
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
 fn echo_returns_json() {
     let echo = Example::serve("echo", &[]);
     for content_type in [JSON, "Application/JSON; charset=utf-8"] {
@@ -104,7 +110,6 @@ fn echo_returns_json() {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
 fn echo_says_what_is_wrong() {
     let echo = Example::serve("echo", &[]);
     let line = "not JSON: EOF while parsing a value at line 1 column 0\n";
@@ -117,7 +122,6 @@ fn echo_says_what_is_wrong() {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
 fn echo_limits_the_body() {
     let echo = Example::serve("echo", &[]);
     let string = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
@@ -128,7 +132,6 @@ fn echo_limits_the_body() {
 
 /// The parser calls itself for each level, on a stack of 64 KiB.
 #[test]
-#[ignore = "needs wasmtime on PATH"]
 fn echo_takes_nested_json() {
     let echo = Example::serve("echo", &[]);
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
@@ -143,7 +146,6 @@ fn echo_takes_nested_json() {
 
 /// The stream has no end, so that what comes has been sent before it.
 #[test]
-#[ignore = "needs wasmtime on PATH"]
 fn stream_sends_each_event_as_it_comes() {
     let stream = Example::serve("stream", &[]);
     let mut connection = Connection::open(stream.address);
@@ -163,14 +165,14 @@ fn stream_sends_each_event_as_it_comes() {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
+#[ignore = "needs what our server does not grant"]
 fn config_greets_by_default() {
     let config = Example::serve("config", &[]);
     assert_eq!(config.get("/"), (200, "Hello from WebAssembly!\n".into()));
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
+#[ignore = "needs what our server does not grant"]
 fn config_greets_as_the_environment_says() {
     let config = Example::serve("config", &[("GREETING", "Ahoy")]);
     assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
@@ -184,7 +186,7 @@ fn upstream() -> (TcpListener, String) {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
+#[ignore = "needs what our server does not grant"]
 fn proxy_passes_request_and_response_on() {
     let (listener, upstream) = upstream();
     let received = thread::spawn(move || {
@@ -222,7 +224,7 @@ fn proxy_passes_request_and_response_on() {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
+#[ignore = "needs what our server does not grant"]
 fn proxy_returns_502_when_the_other_service_fails() {
     // Nobody listens there any more.
     let (listener, upstream) = upstream();
@@ -232,7 +234,7 @@ fn proxy_returns_502_when_the_other_service_fails() {
 }
 
 #[test]
-#[ignore = "needs wasmtime on PATH"]
+#[ignore = "needs what our server does not grant"]
 fn proxy_returns_504_when_the_other_service_is_late() {
     // The system accepts connections that nobody takes.
     let (_listener, upstream) = upstream();

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, FIXTURES, QUIET, Server};
+use harness::{Connection, QUIET, RAW, Server};
 use rustix::process::Signal;
 use std::thread;
 
@@ -21,7 +21,7 @@ const SHORT: (&str, &str) = ("GUEST_TIMEOUT", "500ms");
 /// `reason`, the other one its answer, and so does the next.
 #[track_caller]
 fn assert_contained(path: &str, status: u16, reason: &str) {
-    let mut server = Server::start(FIXTURES, &[QUIET, ("GUEST_TIMEOUT", "1s")]);
+    let mut server = Server::start(RAW, &[QUIET, ("GUEST_TIMEOUT", "1s")]);
     let mut neighbour = Connection::open(server.address);
     neighbour
         .send("GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
@@ -107,14 +107,14 @@ fn one_that_tries_files_sockets_or_outbound_http_gives_500() {
 
 #[test]
 fn one_sees_neither_environment_nor_arguments() {
-    let server = Server::start(FIXTURES, &[QUIET]);
+    let server = Server::start(RAW, &[QUIET]);
     let answer = Connection::open(server.address).request("GET", "/environment");
     assert_eq!(answer.expect("an answer").body, b"0");
 }
 
 #[test]
 fn one_that_waits_after_its_answer_costs_the_client_nothing() {
-    let mut server = Server::start(FIXTURES, &[QUIET, SHORT]);
+    let mut server = Server::start(RAW, &[QUIET, SHORT]);
     let mut connection = Connection::open(server.address);
     connection
         .send("GET /answer-then-wait HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
@@ -132,7 +132,7 @@ fn one_that_waits_after_its_answer_costs_the_client_nothing() {
 
 #[test]
 fn not_modified_is_passed_on() {
-    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let mut server = Server::start(RAW, &[QUIET]);
     let mut connection = Connection::open(server.address);
     for path in ["/not-modified", "/not-modified-then-wait"] {
         connection.send_request("GET", path).expect("sent");
@@ -165,7 +165,7 @@ fn half_an_answer_never_looks_like_a_whole_one() {
             "after the response started: the guest took too long",
         ),
     ] {
-        let mut server = Server::start(FIXTURES, &[QUIET, SHORT]);
+        let mut server = Server::start(RAW, &[QUIET, SHORT]);
         let mut connection = Connection::open(server.address);
         connection.send_request("GET", path).expect("sent");
         let answer = connection.rest().expect("the end");
@@ -191,14 +191,14 @@ fn counts(connection: &mut Connection, requests: usize) -> Vec<String> {
 
 #[test]
 fn every_request_gets_a_fresh_one() {
-    let server = Server::start(FIXTURES, &[QUIET]);
+    let server = Server::start(RAW, &[QUIET]);
     let mut connection = Connection::open(server.address);
     assert_eq!(counts(&mut connection, 3), ["1", "1", "1"]);
 }
 
 #[test]
 fn one_may_serve_a_number_of_requests() {
-    let server = Server::start(FIXTURES, &[QUIET, ("REQUESTS_PER_SANDBOX", "3")]);
+    let server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "3")]);
     let mut connection = Connection::open(server.address);
     assert_eq!(
         counts(&mut connection, 7),
@@ -209,7 +209,7 @@ fn one_may_serve_a_number_of_requests() {
 #[test]
 fn one_that_failed_never_serves_again() {
     let env = [QUIET, SHORT, ("REQUESTS_PER_SANDBOX", "9")];
-    let server = Server::start(FIXTURES, &env);
+    let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     for (path, status) in [
         ("/trap", 500),
@@ -227,7 +227,7 @@ fn one_that_failed_never_serves_again() {
 #[test]
 fn a_client_that_goes_ends_its_guest() {
     let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
-    let mut server = Server::start(FIXTURES, &env);
+    let mut server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/wait").expect("sent");
     server.lines_until("guest: waiting");
@@ -242,7 +242,7 @@ fn a_client_that_goes_ends_its_guest() {
 
 #[test]
 fn what_it_prints_is_logged_line_by_line() {
-    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let mut server = Server::start(RAW, &[QUIET]);
     let answer = Connection::open(server.address).request("GET", "/log");
     assert_eq!(answer.expect("an answer").status, 200);
     assert!(server.line().ends_with(" guest: a line"));
@@ -251,7 +251,7 @@ fn what_it_prints_is_logged_line_by_line() {
 
 #[test]
 fn a_silent_upload_ends() {
-    let server = Server::start(FIXTURES, &[QUIET, ("BODY_TIMEOUT", "100ms")]);
+    let server = Server::start(RAW, &[QUIET, ("BODY_TIMEOUT", "100ms")]);
     let mut connection = Connection::open(server.address);
     connection
         .send("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf")
@@ -286,7 +286,7 @@ fn nothing_leaks() {
     ];
     // As many sandboxes as clients, so that each has had its share of memory when it is measured.
     let env = [QUIET, SHORT, ("MAX_REQUESTS", "8")];
-    let mut server = Server::start(FIXTURES, &env);
+    let mut server = Server::start(RAW, &env);
     let address = server.address;
     let rounds = |rounds: usize| {
         thread::scope(|scope| {

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, FIXTURES, PATIENCE, QUIET, Server, WASI, await_that, words};
+use harness::{Connection, PATIENCE, QUIET, RAW, Server, WASI, await_that, words};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use std::env;
 use std::net::SocketAddr;
@@ -108,7 +108,7 @@ fn an_idle_client_that_comes_back_during_the_linger_is_answered() {
 #[test]
 fn what_is_under_way_at_the_end_is_finished() {
     let _alone = alone();
-    let mut server = Server::start(FIXTURES, &[QUIET]);
+    let mut server = Server::start(RAW, &[QUIET]);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/slow").expect("sent");
     connection.first_byte().expect("the answer has begun");
@@ -209,7 +209,7 @@ fn it_outlives_a_lack_of_file_descriptors() {
     let mut limited = Command::new("sh");
     let script = "ulimit -n 100 && exec \"$@\"";
     limited.env_clear().args(["-c", script, "sh"]);
-    limited.args(words(WASI));
+    limited.args(words()).arg(WASI.cwasm());
     let mut server = Server::spawn(limited, &[QUIET]);
     let address = server.address;
     let begun = Instant::now();
@@ -287,7 +287,7 @@ fn at_max_connections_it_says_so() {
 fn at_max_requests_it_says_so() {
     let _alone = alone();
     let env = [QUIET, ("MAX_REQUESTS", "2"), ("GUEST_TIMEOUT", "1h")];
-    let mut server = Server::start(FIXTURES, &env);
+    let mut server = Server::start(RAW, &env);
     let mut waiting: Vec<_> = (0..2)
         .map(|_| {
             let mut connection = Connection::open(server.address);
@@ -320,7 +320,7 @@ fn slow_clients_neither_stop_others_nor_stay() {
     const SLOW: usize = (1500 - UNREAD) / 4;
     let short = "4s";
     let server = Server::start(
-        FIXTURES,
+        RAW,
         &[
             QUIET,
             ("IDLE_TIMEOUT", short),

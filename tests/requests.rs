@@ -6,7 +6,7 @@
 
 mod harness;
 
-use harness::{Connection, FIXTURES, SERVICES, Server, resolve};
+use harness::{Connection, SERVICES, Server, resolve};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
 use std::net::SocketAddr;
@@ -174,8 +174,8 @@ fn main() -> ExitCode {
         trials.extend(self::trials(name, resolve("REQUESTS_URL", &url), rules));
     } else {
         for service in SERVICES {
-            let server = Server::start(FIXTURES, &[*service]);
-            trials.extend(self::trials(service.1, server.address, &[]));
+            let server = Server::start(service, &[]);
+            trials.extend(self::trials(service.entry, server.address, &[]));
             servers.push(server);
         }
     }

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Connection, FIXTURES, QUIET, SERVICES, Server, await_that};
+use harness::{Connection, QUIET, SERVICES, Server, await_that};
 use rustix::process::Signal;
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +15,8 @@ const MIB: usize = 1 << 20;
 /// Runs a test for each entry point, with these settings besides.
 fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) {
     for service in SERVICES {
-        let mut server = Server::start(FIXTURES, &[&[QUIET, *service], env].concat());
-        test(service.1, &mut server);
+        let mut server = Server::start(service, &[&[QUIET], env].concat());
+        test(service.entry, &mut server);
     }
 }
 

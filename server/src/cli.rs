@@ -1,21 +1,25 @@
-//! The command line: `serve`, the default, and `healthcheck`.
+//! The command line: `serve`, the default, `compile` and `healthcheck`.
 
-use crate::component::Precompiled;
+#[cfg(feature = "compile")]
+use crate::compile;
+use crate::component::{Component, VERSION};
 use crate::config::{self, Config};
 use crate::listener::Server;
 use crate::log::Log;
 use crate::probe;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, io};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Runs the command that the process's arguments ask for, with this component.
-pub fn main(component: &Precompiled) -> ExitCode {
-    let (status, message) = match run(component) {
+/// Runs the command that the process's arguments ask for.
+pub fn main() -> ExitCode {
+    let (status, message) = match run() {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::Run(message)) => (1, message),
@@ -32,14 +36,18 @@ enum Failure {
     Run(String),
 }
 
-enum Command {
-    Serve,
-    Healthcheck,
+/// The arguments, as they are given.
+#[derive(Default)]
+struct Arguments {
+    command: Option<OsString>,
+    file: Option<PathBuf>,
+    listen: Option<String>,
+    output: Option<PathBuf>,
+    target: Option<String>,
 }
 
-fn run(component: &Precompiled) -> Result<(), Failure> {
-    let mut command = None;
-    let mut listen = None;
+fn run() -> Result<(), Failure> {
+    let mut given = Arguments::default();
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next().map_err(usage)? {
         match argument {
@@ -48,52 +56,145 @@ fn run(component: &Precompiled) -> Result<(), Failure> {
                 return Ok(());
             }
             Short('V') | Long("version") => {
-                println!("{}", version(component));
+                println!("{}", version());
                 return Ok(());
             }
             Long("listen") => {
                 let value = arguments.value().map_err(usage)?;
-                listen = Some(value.string().map_err(usage)?);
+                given.listen = Some(value.string().map_err(usage)?);
             }
-            Value(word) if command.is_none() => {
-                command = Some(match word.to_str() {
-                    Some("serve") => Command::Serve,
-                    Some("healthcheck") => Command::Healthcheck,
-                    _ => return Err(usage(format!("unknown command {word:?}"))),
-                });
+            Short('o') | Long("output") => {
+                given.output = Some(arguments.value().map_err(usage)?.into());
             }
+            Long("target") => {
+                let value = arguments.value().map_err(usage)?;
+                given.target = Some(value.string().map_err(usage)?);
+            }
+            Value(word) if given.command.is_none() && given.file.is_none() => {
+                if is_command(&word) {
+                    given.command = Some(word);
+                } else {
+                    given.file = Some(word.into());
+                }
+            }
+            Value(word) if given.file.is_none() => given.file = Some(word.into()),
             other => return Err(usage(other.unexpected())),
         }
     }
-    let config = Config::read(listen, |name| {
-        Some(env::var_os(name)?.to_string_lossy().into_owned())
-    });
-    let config = config.map_err(Failure::Usage)?;
-    match command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(component, config).map_err(Failure::Run),
-        Command::Healthcheck => probe::healthy(config.listen).map_err(Failure::Run),
+    let command = given.command.take();
+    match command.as_ref().and_then(|command| command.to_str()) {
+        Some("compile") => compile(given),
+        Some("healthcheck") => healthcheck(given),
+        _ => serve(given, command.is_some()),
     }
+}
+
+fn is_command(word: &OsString) -> bool {
+    word == "serve" || word == "compile" || word == "healthcheck"
 }
 
 fn usage(error: impl std::fmt::Display) -> Failure {
     Failure::Usage(format!("{error}; see --help"))
 }
 
+/// Rejects an option of another command.
+fn no_option<T>(command: &str, name: &str, value: &Option<T>) -> Result<(), Failure> {
+    match value {
+        Some(_) => Err(usage(format!("`{command}` takes no {name}"))),
+        None => Ok(()),
+    }
+}
+
 const USAGE: &str = concat!(
     "\
 wasi-essentials ",
     env!("CARGO_PKG_VERSION"),
-    ": a WebAssembly component as a web service
+    ": a runtime for WebAssembly components that serve HTTP
 
-Usage: wasi-essentials [serve] [--listen ADDR]   serve the component (the default)
-       wasi-essentials healthcheck               ask a running server for /health
+Usage: wasi-essentials [serve] [COMPONENT] [--listen ADDR]
+         serves a component; without COMPONENT, what the variable COMPONENT names, else /component.cwasm
+       wasi-essentials compile INPUT.wasm [-o OUTPUT.cwasm] [--target ARCH]
+         compiles a component for Linux, so that it can be served without a compiler
+       wasi-essentials healthcheck [--listen ADDR]
+         asks a running server for /health
+
+COMPONENT is a .cwasm that `compile` has made; or, if this program has the compiler, a .wasm.
 
 Options:
-  --listen ADDR  address and port to listen on, such as 127.0.0.1:8080; port 0 takes a free one
-  -h, --help     this text
-  -V, --version  version, Wasmtime's version, digest of the component
+  --listen ADDR     address and port to listen on, such as 127.0.0.1:8080; port 0 takes a free one
+  -o, --output FILE what `compile` writes; by default INPUT with .cwasm
+  --target ARCH     x86_64 (or amd64), aarch64 (or arm64); by default TARGETARCH from the environment,
+                    else this machine's
+  -h, --help        this text
+  -V, --version     version of this program and of Wasmtime
 "
 );
+
+/// An environment variable that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    let value = env::var_os(name)?.to_string_lossy().into_owned();
+    Some(value).filter(|value| !value.is_empty())
+}
+
+/// Reads the settings, of which `listen` is an argument.
+fn config(listen: Option<String>) -> Result<Config, Failure> {
+    Config::read(listen, variable).map_err(Failure::Usage)
+}
+
+fn healthcheck(given: Arguments) -> Result<(), Failure> {
+    no_option("healthcheck", "file", &given.file)?;
+    no_option("healthcheck", "--output", &given.output)?;
+    no_option("healthcheck", "--target", &given.target)?;
+    probe::healthy(config(given.listen)?.listen).map_err(Failure::Run)
+}
+
+#[cfg(feature = "compile")]
+fn compile(given: Arguments) -> Result<(), Failure> {
+    no_option("compile", "--listen", &given.listen)?;
+    let input = given.file.ok_or_else(|| usage("`compile` takes a .wasm"))?;
+    let (name, arch) = match (given.target, variable("TARGETARCH")) {
+        (Some(arch), _) => ("--target", arch),
+        (None, Some(arch)) => ("TARGETARCH", arch),
+        (None, None) => ("this machine", env::consts::ARCH.to_owned()),
+    };
+    let arch = compile::arch(&arch)
+        .map_err(|expected| Failure::Usage(format!("{name}={arch}: {expected}")))?;
+    compile::file(&input, given.output, arch).map_err(Failure::Run)
+}
+
+#[cfg(not(feature = "compile"))]
+fn compile(_: Arguments) -> Result<(), Failure> {
+    Err(Failure::Run(
+        "this program has no compiler: it is built without the feature `compile`".into(),
+    ))
+}
+
+fn serve(given: Arguments, is_named: bool) -> Result<(), Failure> {
+    no_option("serve", "--output", &given.output)?;
+    no_option("serve", "--target", &given.target)?;
+    let config = config(given.listen)?;
+    let path = match (given.file, variable("COMPONENT")) {
+        (Some(path), _) => {
+            // A mistyped command, more likely.
+            if !is_named && path.extension().is_none() && !path.exists() {
+                return Err(usage(format!("no command and no file: {}", path.display())));
+            }
+            path
+        }
+        (None, Some(path)) => path.into(),
+        (None, None) => {
+            let path = Path::new("/component.cwasm");
+            if !path.exists() {
+                return Err(usage(
+                    "no component: there is no /component.cwasm, and COMPONENT is not set",
+                ));
+            }
+            path.to_owned()
+        }
+    };
+    let component = Component::open(&path).map_err(Failure::Run)?;
+    run_server(&component, config).map_err(Failure::Run)
+}
 
 /// Where to look: the address that stands for all of a machine's cannot be opened itself.
 fn visible(address: SocketAddr) -> String {
@@ -104,16 +205,14 @@ fn visible(address: SocketAddr) -> String {
     }
 }
 
-fn version(component: &Precompiled) -> String {
+fn version() -> String {
     format!(
-        "wasi-essentials {} (wasmtime {}, component sha256:{})",
-        env!("CARGO_PKG_VERSION"),
-        env!("WASMTIME_VERSION"),
-        component.digest
+        "wasi-essentials {VERSION} (wasmtime {})",
+        wasmtime_environ::VERSION
     )
 }
 
-fn serve(component: &Precompiled, config: Config) -> Result<(), String> {
+fn run_server(component: &Component, config: Config) -> Result<(), String> {
     let no = |error: io::Error| format!("cannot start: {error}");
     let log = Log::start(config.log_format, io::stdout()).map_err(no)?;
     let server = Server::bind(component, config, &log)?;
@@ -126,8 +225,9 @@ fn serve(component: &Precompiled, config: Config) -> Result<(), String> {
         .block_on(async {
             let stop = signals().map_err(no)?;
             log.event(format_args!(
-                "{} listening on {address}, see http://{}/",
-                version(component),
+                "{}: {} listening on {address}, see http://{}/",
+                version(),
+                component.description,
                 visible(address)
             ));
             server.run(stop).await

@@ -1,108 +1,267 @@
-//! The component as `build.rs` left it: compiled ahead of time, and run where it lies in this
-//! executable, without a copy.
+//! A component's file, from what it is to machine code in memory.
+//!
+//! `compile` leaves a `.cwasm`: Wasmtime's own file, which is an ELF image that `serve` maps into memory, and behind
+//! it a trailer, which Wasmtime does not look at:
+//!
+//! ```text
+//! Description as JSON │ length of the JSON in bytes (u32, little-endian) │ MAGIC
+//! ```
+//!
+//! The trailer has what `serve` needs before there is an engine that could load the file: an engine's settings have to
+//! match those of the compilation. A program that has the compiler makes the same description of a `.wasm`.
 
-use rustix::mm::{MprotectFlags, mprotect};
-use rustix::param::page_size;
-use std::ptr::NonNull;
-use wasmtime::component::Component;
-use wasmtime::{CustomCodeMemory, Engine};
+#[cfg(feature = "compile")]
+use crate::compile;
+use crate::config::GuestMemory;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use wasmtime::Engine;
 
-/// A component in machine code.
-pub struct Precompiled {
-    /// What `wasmtime::Engine::precompile_component` made of it. Private, so that nothing else can
-    /// ever be loaded and run.
-    pub(crate) code: &'static Pages<[u8]>,
-    /// SHA-256 of the component's `.wasm` file, in hexadecimal.
-    pub digest: &'static str,
+/// The last bytes of a `.cwasm` that [`Description::write`] has ended.
+const MAGIC: &[u8] = b"wasi-essentials\n";
+
+/// Bytes of JSON that a trailer may have. A component's name is all that has no size of its own.
+const MAX_JSON_BYTES: usize = 64 << 10;
+
+/// The first bytes of an ELF file.
+const ELF: &[u8] = b"\x7fELF";
+
+/// The first bytes of WebAssembly: `\0asm`, the version, and the layer, 0 for modules and 1 for components
+/// (component model, binary format).
+const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of the `wasi:http` world that a component exports.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Wasi {
+    #[serde(rename = "0.2")]
+    P2,
+    #[serde(rename = "0.3")]
+    P3,
 }
 
-impl Precompiled {
-    /// Makes the machine code ready to run, in an engine that has [`InPlace`].
-    ///
-    /// # Errors
-    /// When the machine code is not for this machine or this server.
-    pub fn load(&self, engine: &Engine) -> wasmtime::Result<Component> {
-        let code = NonNull::from(&self.code.0);
-        // SAFETY: the bytes are what `Engine::precompile_component` gave `build.rs`, unchanged
-        // since: they are constants in this executable's read-only data, there as long as it runs.
-        #[allow(unsafe_code)]
-        unsafe {
-            Component::deserialize_raw(engine, code)
-        }
+impl fmt::Display for Wasi {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::P2 => "WASI 0.2",
+            Self::P3 => "WASI 0.3",
+        })
     }
 }
 
-/// Bytes that begin with a page of memory, of whatever size this machine's are, so that the code
-/// among them can run where it lies.
-#[cfg_attr(target_arch = "aarch64", repr(align(65536)))]
-#[cfg_attr(not(target_arch = "aarch64"), repr(align(4096)))]
-pub(crate) struct Pages<T: ?Sized>(pub T);
+/// What is to be known of a component before it is loaded.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Description {
+    pub wasi: Wasi,
+    /// From the component's `name` section, else the name of its file without `.wasm`.
+    pub name: String,
+    /// SHA-256 of the `.wasm`, in hexadecimal.
+    pub sha256: String,
+    /// Size of the largest linear memory that an instance starts with, in bytes.
+    pub initial_memory: u64,
+    /// The CPU architecture that the machine code is for, as `std::env::consts::ARCH` has it.
+    pub arch: String,
+    /// Version of this program that compiled it.
+    pub version: String,
+}
 
-/// Has the machine code run in the pages that the system mapped with this executable.
-pub struct InPlace;
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            name,
+            wasi,
+            sha256,
+            version,
+            ..
+        } = self;
+        write!(
+            f,
+            "component {name:?} ({wasi}, sha256:{sha256}, compiled by {version})"
+        )
+    }
+}
 
-impl InPlace {
-    fn protect(start: *const u8, bytes: usize, access: MprotectFlags) -> wasmtime::Result<()> {
-        // SAFETY: Wasmtime gives the code of a component that it was given, whole pages of it, by
-        // their alignment. They stay readable, and nothing ever writes to them.
+impl Description {
+    /// Returns the trailer.
+    ///
+    /// # Errors
+    /// When the name is too long.
+    #[cfg(feature = "compile")]
+    pub fn trailer(&self) -> io::Result<Vec<u8>> {
+        let mut trailer = serde_json::to_vec(self)?;
+        if trailer.len() > MAX_JSON_BYTES {
+            return Err(io::Error::other("the component's name is too long"));
+        }
+        let length = trailer.len() as u32;
+        trailer.extend(length.to_le_bytes());
+        trailer.extend(MAGIC);
+        Ok(trailer)
+    }
+
+    /// Reads the trailer; returns `None` if the file has none.
+    fn read(file: &mut File) -> io::Result<Option<Self>> {
+        let mut end = [0; 4 + MAGIC.len()];
+        let whole = file.metadata()?.len();
+        if whole < end.len() as u64 {
+            return Ok(None);
+        }
+        file.seek(SeekFrom::End(-(end.len() as i64)))?;
+        file.read_exact(&mut end)?;
+        let Some((length, MAGIC)) = end.split_first_chunk() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        let behind = (length + end.len()) as u64;
+        if length > MAX_JSON_BYTES || behind > whole {
+            return Ok(None);
+        }
+        file.seek(SeekFrom::Start(whole - behind))?;
+        let mut json = vec![0; length];
+        file.read_exact(&mut json)?;
+        Ok(serde_json::from_slice(&json).ok())
+    }
+}
+
+/// A component that can be loaded.
+pub struct Component {
+    pub description: Description,
+    pub path: PathBuf,
+    /// What is to be compiled; `None` if the file has machine code.
+    #[cfg(feature = "compile")]
+    wasm: Option<Vec<u8>>,
+}
+
+impl Component {
+    /// Opens a `.cwasm`, or a `.wasm` if this program has the compiler. The content counts, not the name.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the file, and what to do.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let error = |error: io::Error| unreadable(path, &error);
+        let mut file = File::open(path).map_err(error)?;
+        let mut begin = Vec::new();
+        let begun = (&mut file)
+            .take(MODULE.len() as u64)
+            .read_to_end(&mut begin);
+        begun.map_err(error)?;
+        if !begin.starts_with(ELF) {
+            return Self::from_wasm(path, &begin);
+        }
+        let description = Description::read(&mut file).map_err(error)?;
+        let description = description.ok_or_else(|| {
+            format!(
+                "{}: not a file that `wasi-essentials compile` has made, or only a part of one",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            description,
+            path: path.to_owned(),
+            #[cfg(feature = "compile")]
+            wasm: None,
+        })
+    }
+
+    #[cfg(feature = "compile")]
+    fn from_wasm(path: &Path, begin: &[u8]) -> Result<Self, String> {
+        require_component(path, begin)?;
+        let (wasm, description) = compile::read(path, std::env::consts::ARCH)?;
+        Ok(Self {
+            description,
+            path: path.to_owned(),
+            wasm: Some(wasm),
+        })
+    }
+
+    #[cfg(not(feature = "compile"))]
+    fn from_wasm(path: &Path, begin: &[u8]) -> Result<Self, String> {
+        require_component(path, begin)?;
+        Err(format!(
+            "{0}: not compiled, and this program has no compiler: `wasi-essentials compile {0}` of a program that has \
+             one makes a .cwasm of it",
+            path.display()
+        ))
+    }
+
+    /// Makes machine code of the component, or maps the machine code that is in its file.
+    ///
+    /// # Errors
+    /// One line that says why the machine code does not fit this program, and what to do.
+    pub fn load(&self, engine: &Engine) -> Result<wasmtime::component::Component, String> {
+        let path = self.path.display();
+        #[cfg(feature = "compile")]
+        if let Some(wasm) = &self.wasm {
+            return compile::with_progress(&self.path, &self.description, wasm.len(), || {
+                wasmtime::component::Component::new(engine, wasm)
+            });
+        }
+        let Description { arch, version, .. } = &self.description;
+        if arch != std::env::consts::ARCH {
+            return Err(format!(
+                "{path}: compiled for {arch}, and this is {0}: compile it with `--target {0}`",
+                std::env::consts::ARCH
+            ));
+        }
+        // SAFETY: the file ends with the trailer that only `wasi-essentials compile` writes, behind what
+        // `Engine::precompile_component` returned, and Wasmtime compares version and settings. That nobody else has
+        // written to it, then or while it is mapped, is for those to see to who give it to this program: see
+        // SECURITY.md.
         #[allow(unsafe_code)]
-        unsafe {
-            mprotect(start.cast_mut().cast(), bytes, access)?;
+        let component =
+            unsafe { wasmtime::component::Component::deserialize_file(engine, &self.path) };
+        component.map_err(|error| {
+            format!("{path}: compiled by version {version}, does not fit version {VERSION}: {error:#}; compile it again")
+        })
+    }
+
+    /// Checks that an instance can start with this much memory.
+    ///
+    /// # Errors
+    /// One line that names the setting and what it has to be.
+    pub fn check_memory(&self, most: GuestMemory) -> Result<(), String> {
+        let initial = self.description.initial_memory;
+        if initial > most.0 {
+            let needed = GuestMemory(initial);
+            return Err(format!(
+                "GUEST_MEMORY={most}: {} starts with {needed}",
+                self.path.display()
+            ));
         }
         Ok(())
     }
 }
 
-impl CustomCodeMemory for InPlace {
-    fn required_alignment(&self) -> usize {
-        page_size()
-    }
-
-    fn publish_executable(&self, start: *const u8, bytes: usize) -> wasmtime::Result<()> {
-        Self::protect(start, bytes, MprotectFlags::READ | MprotectFlags::EXEC)
-    }
-
-    fn unpublish_executable(&self, start: *const u8, bytes: usize) -> wasmtime::Result<()> {
-        Self::protect(start, bytes, MprotectFlags::READ)
+/// Checks by its first bytes that a file is a component.
+///
+/// # Errors
+/// One line that says what it is instead, and what to do.
+pub fn require_component(path: &Path, begin: &[u8]) -> Result<(), String> {
+    let path = path.display();
+    if begin.starts_with(COMPONENT) {
+        Ok(())
+    } else if begin.starts_with(MODULE) {
+        Err(format!(
+            "{path}: a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it \
+             with `wasm-tools component new`"
+        ))
+    } else {
+        Err(format!("{path}: not a WebAssembly component"))
     }
 }
 
-/// The service, built for WASI 0.2.
-pub static WASI: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/wasi.cwasm"))),
-    digest: env!("WASI_DIGEST"),
-};
-
-/// The service, built for WASI 0.3.
-#[cfg(feature = "spin")]
-pub static SPIN: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/spin.cwasm"))),
-    digest: env!("SPIN_DIGEST"),
-};
-
-/// A guest that misbehaves, in a way for each path: `tests/fixtures/raw.rs`.
-#[cfg(feature = "fixtures")]
-pub static RAW: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/raw.cwasm"))),
-    digest: env!("RAW_DIGEST"),
-};
-
-/// A service whose routes fail, built for WASI 0.2: `tests/fixtures/service.rs`.
-#[cfg(feature = "fixtures")]
-pub static SERVICE_WASI: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(
-        env!("OUT_DIR"),
-        "/service_wasi.cwasm"
-    ))),
-    digest: env!("SERVICE_WASI_DIGEST"),
-};
-
-/// The same, built for WASI 0.3.
-#[cfg(all(feature = "fixtures", feature = "spin"))]
-pub static SERVICE_SPIN: Precompiled = Precompiled {
-    code: &Pages(*include_bytes!(concat!(
-        env!("OUT_DIR"),
-        "/service_spin.cwasm"
-    ))),
-    digest: env!("SERVICE_SPIN_DIGEST"),
-};
+/// The line for a file that cannot be read.
+pub fn unreadable(path: &Path, error: &io::Error) -> String {
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "may not be read".into(),
+        io::ErrorKind::IsADirectory => "a directory, not a component".into(),
+        _ => error.to_string(),
+    };
+    format!("{}: {reason}", path.display())
+}

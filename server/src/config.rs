@@ -1,12 +1,15 @@
 //! The configuration: read once at start-up from flags and the environment, never again.
 
+use crate::engine::MEMORY_RESERVATION;
 use crate::log::{Format, printable};
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// The settings, for `--help`.
 pub const HELP: &str = "\
 Settings, from the environment:
+  COMPONENT             the component's file                    /component.cwasm
   LISTEN                address and port to listen on           0.0.0.0:5000
   PORT                  the port alone; LISTEN has priority     5000
   LOG_FORMAT            text or json                            text
@@ -14,6 +17,7 @@ Settings, from the environment:
   MAX_CONNECTIONS       connections open at a time              10000
   MAX_REQUESTS          requests in the component at a time     64
   REQUESTS_PER_SANDBOX  requests that one sandbox may serve     1
+  GUEST_MEMORY          most memory of a sandbox, up to 1GiB    64MiB
   IDLE_TIMEOUT          for the next request to begin           75s
   HEADER_TIMEOUT        for a request's head to arrive          10s
   BODY_TIMEOUT          for the next piece of a request's body  10s
@@ -30,6 +34,7 @@ pub struct Config {
     pub max_connections: u32,
     pub max_requests: u32,
     pub requests_per_sandbox: u32,
+    pub guest_memory: GuestMemory,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
@@ -62,6 +67,7 @@ impl Config {
             max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
             max_requests: env.get("MAX_REQUESTS", 64, count::<4096>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
+            guest_memory: env.get("GUEST_MEMORY", GuestMemory(64 << 20), guest_memory)?,
             idle_timeout: env.seconds("IDLE_TIMEOUT", 75)?,
             header_timeout: env.seconds("HEADER_TIMEOUT", 10)?,
             body_timeout: env.seconds("BODY_TIMEOUT", 10)?,
@@ -71,6 +77,23 @@ impl Config {
         })
     }
 }
+
+/// The most linear memory that one guest gets, in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct GuestMemory(pub u64);
+
+impl fmt::Display for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let bytes = self.0;
+        let unit = UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+        match unit {
+            Some((name, unit)) if bytes > 0 => write!(f, "{}{name}", bytes / unit),
+            _ => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 struct Env<F>(F);
 
@@ -125,6 +148,16 @@ fn count<const MAX: u32>(value: &str) -> Result<u32, String> {
     in_range.ok_or_else(|| format!("not a whole number from 1 to {MAX}"))
 }
 
+fn guest_memory(value: &str) -> Result<GuestMemory, String> {
+    let bytes = UNITS.iter().find_map(|(name, unit)| {
+        let number = value.strip_suffix(name)?;
+        number.parse::<u64>().ok()?.checked_mul(*unit)
+    });
+    let in_range = bytes.filter(|bytes| (64 << 10..=MEMORY_RESERVATION).contains(bytes));
+    let bytes = in_range.ok_or("not a size from 64KiB to 1GiB (such as 64MiB)")?;
+    Ok(GuestMemory(bytes))
+}
+
 fn duration(value: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(value).ok();
     let in_range = parsed.filter(|d| (Duration::from_millis(1)..=DAY).contains(d));
@@ -155,6 +188,7 @@ mod tests {
                 "REQUESTS_PER_SANDBOX",
                 config.requests_per_sandbox.to_string(),
             ),
+            ("GUEST_MEMORY", config.guest_memory.to_string()),
             ("IDLE_TIMEOUT", format!("{:?}", config.idle_timeout)),
             ("HEADER_TIMEOUT", format!("{:?}", config.header_timeout)),
             ("BODY_TIMEOUT", format!("{:?}", config.body_timeout)),
@@ -196,6 +230,16 @@ mod tests {
             ("LOG_FORMAT", "xml", "not a log format (text or json)"),
             ("ACCESS_LOG", "1", "neither on nor off"),
             ("MAX_REQUESTS", "0", "not a whole number from 1 to 4096"),
+            (
+                "GUEST_MEMORY",
+                "2GiB",
+                "not a size from 64KiB to 1GiB (such as 64MiB)",
+            ),
+            (
+                "GUEST_MEMORY",
+                "64",
+                "not a size from 64KiB to 1GiB (such as 64MiB)",
+            ),
             (
                 "DRAIN_TIMEOUT",
                 "8",

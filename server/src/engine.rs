@@ -1,20 +1,23 @@
-//! The Wasmtime settings that machine code and server must agree on: `build.rs` compiles with them,
-//! the sandbox loads with them.
+//! The Wasmtime settings that machine code and runtime have to agree on: `compile` compiles with them, the sandbox
+//! loads with them. Wasmtime compares them when it loads a file.
 
+use crate::component::Wasi;
 use wasmtime::Config;
 
-/// The most linear memory that a guest can have, in bytes.
-pub const MEMORY_BYTES: usize = 32 << 20;
+/// Address space that each linear memory reserves, in bytes: the most that `GUEST_MEMORY` can be. The machine code
+/// compares each access with the memory's size, whatever this is below 4 GiB.
+pub const MEMORY_RESERVATION: u64 = 1 << 30;
 
-pub fn config() -> Config {
+/// Returns the settings for components of this version. Only WASI 0.3 pays for concurrency within a component.
+pub fn config(wasi: Wasi) -> Config {
     let mut config = Config::new();
     config
-        .concurrency_support(cfg!(feature = "spin"))
+        .concurrency_support(wasi == Wasi::P3)
         .epoch_interruption(true)
         .generate_address_map(false)
         .memory_guard_size(64 << 10)
         .memory_may_move(false)
-        .memory_reservation(MEMORY_BYTES as u64)
+        .memory_reservation(MEMORY_RESERVATION)
         .native_unwind_info(false)
         .wasm_backtrace_max_frames(None);
     config

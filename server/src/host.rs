@@ -1,6 +1,7 @@
 //! What a guest sees of its host: clocks, randomness and a log stream. No files, no environment, no
 //! sockets, no outbound HTTP.
 
+use crate::component::Wasi;
 use crate::guest_log::GuestLog;
 use crate::log::Log;
 use crate::sandbox::CallState;
@@ -14,9 +15,9 @@ use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::p2::bindings as http02;
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody};
 use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
 
 /// What the host keeps for one guest.
 pub struct Host {
@@ -108,8 +109,41 @@ impl WasiHttpHooks for NoOutboundHttp {
     }
 }
 
+/// Packages whose interfaces a guest may import, of WASI 0.2 and 0.3.
+const PACKAGES: [&str; 7] = [
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:filesystem/",
+    "wasi:http/",
+    "wasi:io/",
+    "wasi:random/",
+    "wasi:sockets/",
+];
+
+/// Checks the names of a component's imports.
+///
+/// # Errors
+/// One line that names all imports that no guest can have here.
+pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let unknown: Vec<_> = names.filter(|name| !is_known(name)).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "imports what this server does not have: {}",
+        unknown.join(", ")
+    ))
+}
+
+fn is_known(import: &str) -> bool {
+    let version = import.split_once('@').map_or("", |(_, version)| version);
+    let is_release = !version.contains('-');
+    let is_of_wasi = version.starts_with("0.2.") || version.starts_with("0.3.");
+    is_release && is_of_wasi && PACKAGES.iter().any(|package| import.starts_with(package))
+}
+
 /// Interfaces whose functions trap. A guest may import them, as libraries import more than a
-/// service calls; an import that is neither here nor in [`link`] keeps the component from loading.
+/// service calls.
 const DENIED: [&str; 4] = [
     "wasi:filesystem/",
     "wasi:http/client@",
@@ -121,9 +155,19 @@ const DENIED: [&str; 4] = [
 ///
 /// # Errors
 /// When the component imports what no guest here can have.
-pub fn linker(engine: &Engine, component: &Component) -> wasmtime::Result<Linker<Host>> {
+pub fn linker(
+    engine: &Engine,
+    component: &Component,
+    wasi: Wasi,
+) -> wasmtime::Result<Linker<Host>> {
+    let imports = component.component_type();
+    let imports = imports.imports(engine).map(|(name, _)| name);
+    check_imports(imports).map_err(wasmtime::Error::msg)?;
     let mut linker = Linker::new(engine);
     link(&mut linker)?;
+    if wasi == Wasi::P3 {
+        link_p3(&mut linker)?;
+    }
     let mut resources = Vec::new();
     for (name, import) in component.component_type().imports(engine) {
         let ComponentItem::ComponentInstance(interface) = import.ty else {
@@ -187,17 +231,17 @@ fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
     cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
     cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
-    http02::http::types::add_to_linker::<_, WasiHttp>(linker, &Default::default(), Host::http)?;
-    #[cfg(feature = "spin")]
-    {
-        use wasmtime_wasi::p3::{cli, clocks, random};
-        cli::add_to_linker(linker)?;
-        clocks::add_to_linker(linker)?;
-        random::add_to_linker(linker)?;
-        wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(
-            linker,
-            Host::http,
-        )?;
-    }
+    p2::http::types::add_to_linker::<_, WasiHttp>(linker, &Default::default(), Host::http)?;
     Ok(())
+}
+
+/// The same for WASI 0.3. A component of that version has imports of both, as Rust's standard library is
+/// built for WASI 0.2.
+fn link_p3(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p3::{cli, clocks, random};
+
+    cli::add_to_linker(linker)?;
+    clocks::add_to_linker(linker)?;
+    random::add_to_linker(linker)?;
+    p3::http::types::add_to_linker::<_, WasiHttp>(linker, Host::http)
 }

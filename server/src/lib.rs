@@ -1,5 +1,5 @@
-//! A native server that carries one WebAssembly component: HTTP on the outside, `wasi:http` on the
-//! inside, and a fresh sandbox for every request.
+//! A runtime for one WebAssembly component: HTTP on the outside, `wasi:http` on the inside, and a fresh
+//! sandbox for each request.
 
 // What a client sends must never end the process: no panic is reachable from the network.
 #![deny(
@@ -15,6 +15,8 @@
 
 pub mod cli;
 mod clock;
+#[cfg(feature = "compile")]
+mod compile;
 pub mod component;
 pub mod config;
 mod engine;

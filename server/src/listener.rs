@@ -1,7 +1,7 @@
 //! The listener: accepts connections, spreads them over the workers, turns away what is too much,
 //! and at the end drains.
 
-use crate::component::Precompiled;
+use crate::component::Component;
 use crate::config::Config;
 use crate::log::{Log, Often};
 use crate::sandbox::{Limits, Sandbox};
@@ -60,7 +60,7 @@ impl Server {
     ///
     /// # Errors
     /// One line that says what failed and what to do.
-    pub fn bind(component: &Precompiled, config: Config, log: &Log) -> Result<Self, String> {
+    pub fn bind(component: &Component, config: Config, log: &Log) -> Result<Self, String> {
         // First, so that early clients wait a moment rather than being refused.
         let listener = TcpListener::bind(config.listen)
             .map_err(|error| format!("cannot listen on {}: {}", config.listen, advice(&error)))?;
@@ -68,9 +68,9 @@ impl Server {
             calls: config.max_requests,
             time: config.guest_timeout,
             requests: config.requests_per_sandbox,
+            memory: config.guest_memory,
         };
-        let sandbox = Sandbox::load(component, limits, log.clone())
-            .map_err(|error| format!("the component does not load: {error:#}"))?;
+        let sandbox = Sandbox::load(component, limits, log.clone())?;
         Ok(Self {
             listener,
             service: Arc::new(Service {

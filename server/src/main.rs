@@ -1,7 +1,7 @@
-//! The server with the component, built for WASI 0.2: what the image ships.
+//! The program: see `server::cli`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    server::cli::main(&server::component::WASI)
+    server::cli::main()
 }

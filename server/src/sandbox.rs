@@ -1,12 +1,13 @@
 //! The sandbox: a component loaded once, and an instance of it for every request, or for as many
 //! as [`Limits::requests`] says.
 //!
-//! A guest gets what [`host`] gives it, [`MEMORY_BYTES`] of memory and a limit on its time, and it
+//! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
 use crate::clock::Clock;
-use crate::component::{InPlace, Precompiled};
-use crate::engine::{self, MEMORY_BYTES};
+use crate::component::{Component, Wasi};
+use crate::config::GuestMemory;
+use crate::engine;
 use crate::host::{self, Host};
 use crate::log::Log;
 use bytes::Bytes;
@@ -27,11 +28,9 @@ use tokio::time::timeout;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi_http::p2::bindings as http02;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-#[cfg(feature = "spin")]
-use wasmtime_wasi_http::p3::bindings as http03;
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
+use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
 
 /// Bytes that a guest may write of a body that nobody wants, such as that of a response to `HEAD`, and
 /// the time that it may take. Then the guest ends, as the client has its response.
@@ -41,7 +40,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// A component, loaded and ready to be instantiated.
 pub struct Sandbox {
     engine: Engine,
-    door: Door,
+    ready: ProxyPre,
     limits: Limits,
     /// Guests that may serve again.
     idle: Mutex<Vec<Guest>>,
@@ -58,27 +57,27 @@ pub struct Limits {
     pub time: Duration,
     /// Requests that a guest serves before it is thrown away.
     pub requests: u32,
+    /// Linear memory of one guest.
+    pub memory: GuestMemory,
 }
 
-/// The `wasi:http` world that the component exports.
-enum Door {
-    Wasi02(http02::ProxyPre<Host>),
-    #[cfg(feature = "spin")]
-    Wasi03(http03::ServicePre<Host>),
+/// The component, linked, by the `wasi:http` world that it exports.
+enum ProxyPre {
+    P2(p2::ProxyPre<Host>),
+    P3(p3::ServicePre<Host>),
 }
 
 /// An instance of the component.
 struct Guest {
     store: Store<Host>,
-    exports: Exports,
+    exports: Proxy,
     /// Requests that it has served.
     served: u32,
 }
 
-enum Exports {
-    Wasi02(http02::Proxy),
-    #[cfg(feature = "spin")]
-    Wasi03(http03::Service),
+enum Proxy {
+    P2(p2::Proxy),
+    P3(p3::Service),
 }
 
 /// Why there is no answer from the guest.
@@ -190,30 +189,36 @@ impl Sandbox {
     /// Loads a component.
     ///
     /// # Errors
-    /// When the machine code is not for this machine or this server, when the component imports
+    /// One line, when the machine code is not for this machine or this program, when the component imports
     /// what a guest here does not get, or when the system denies memory or a thread.
-    pub fn load(component: &Precompiled, limits: Limits, log: Log) -> wasmtime::Result<Self> {
-        let mut config = engine::config();
-        config
-            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.calls)))
-            .with_custom_code_memory(Some(Arc::new(InPlace)));
-        let engine = Engine::new(&config)?;
-        let component = component.load(&engine)?;
+    pub fn load(component: &Component, limits: Limits, log: Log) -> Result<Self, String> {
+        component.check_memory(limits.memory)?;
+        let wasi = component.description.wasi;
+        let engine = engine(wasi, limits)?;
+        let loaded = component.load(&engine)?;
+        Self::link(engine, &loaded, wasi, limits, log)
+            .map_err(|error| format!("{}: {error:#}", component.path.display()))
+    }
+
+    fn link(
+        engine: Engine,
+        component: &wasmtime::component::Component,
+        wasi: Wasi,
+        limits: Limits,
+        log: Log,
+    ) -> wasmtime::Result<Self> {
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
-        let ready = host::linker(&engine, &component)?.instantiate_pre(&component)?;
-        #[cfg(feature = "spin")]
-        let door = match http02::ProxyPre::new(ready.clone()) {
-            Ok(proxy) => Door::Wasi02(proxy),
-            Err(_) => Door::Wasi03(http03::ServicePre::new(ready)?),
+        let ready = host::linker(&engine, component, wasi)?.instantiate_pre(component)?;
+        let ready = match wasi {
+            Wasi::P2 => ProxyPre::P2(p2::ProxyPre::new(ready)?),
+            Wasi::P3 => ProxyPre::P3(p3::ServicePre::new(ready)?),
         };
-        #[cfg(not(feature = "spin"))]
-        let door = Door::Wasi02(http02::ProxyPre::new(ready)?);
         Ok(Self {
             clock: Clock::start(engine.clone())?,
             idle: Mutex::default(),
             engine,
-            door,
+            ready,
             limits,
             log,
         })
@@ -362,10 +367,9 @@ impl Sandbox {
             guest.data().call.preempted.store(true, Ordering::Relaxed);
             Ok(UpdateDeadline::Yield(1))
         });
-        let exports = match &self.door {
-            Door::Wasi02(ready) => Exports::Wasi02(ready.instantiate_async(&mut store).await?),
-            #[cfg(feature = "spin")]
-            Door::Wasi03(ready) => Exports::Wasi03(ready.instantiate_async(&mut store).await?),
+        let exports = match &self.ready {
+            ProxyPre::P2(ready) => Proxy::P2(ready.instantiate_async(&mut store).await?),
+            ProxyPre::P3(ready) => Proxy::P3(ready.instantiate_async(&mut store).await?),
         };
         Ok(Guest {
             store,
@@ -482,7 +486,7 @@ impl Guest {
         store.set_epoch_deadline(1);
         let call = store.data().call.clone();
         match &self.exports {
-            Exports::Wasi02(proxy) => {
+            Proxy::P2(proxy) => {
                 let scheme = match request.uri().scheme_str() {
                     Some("https") => Scheme::Https,
                     _ => Scheme::Http,
@@ -495,8 +499,7 @@ impl Guest {
                 let handler = proxy.wasi_http_incoming_handler();
                 handler.call_handle(store, request, out).await
             }
-            #[cfg(feature = "spin")]
-            Exports::Wasi03(service) => {
+            Proxy::P3(service) => {
                 let (request, sent) =
                     wasmtime_wasi_http::p3::Request::from_http(&mut host::NoOutboundHttp, request);
                 let conversation = async |guest: &wasmtime::component::Accessor<Host>| {
@@ -517,16 +520,50 @@ impl Guest {
     }
 }
 
+/// Makes an engine with a slot of memory for each guest.
+///
+/// # Errors
+/// One line. Where the process has too little address space, such as 39 bits of it or what `RLIMIT_AS`
+/// leaves, the line has the most guests that fit.
+fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
+    let engine = |calls| {
+        let mut config = engine::config(wasi);
+        let pool = pool(calls, limits.memory);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        Engine::new(&config)
+    };
+    let calls = limits.calls;
+    engine(calls).map_err(|error| {
+        // One slot remains, a GiB, for what the server needs besides.
+        let (mut fit, mut too_many) = (0, calls);
+        while fit + 1 < too_many {
+            let middle = fit + (too_many - fit) / 2;
+            match engine(middle + 1) {
+                Ok(_) => fit = middle,
+                Err(_) => too_many = middle,
+            }
+        }
+        match fit {
+            0 => format!("cannot start: {error:#}"),
+            _ => format!(
+                "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, \
+                 each with {} GiB; {fit} fit",
+                engine::MEMORY_RESERVATION >> 30
+            ),
+        }
+    })
+}
+
 /// Slots for `calls` guests, of the size that a component like ours needs: two core instances and
 /// the adapter's shims, one memory.
-fn pool(calls: u32) -> PoolingAllocationConfig {
+fn pool(calls: u32, memory: GuestMemory) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(calls)
         .total_core_instances(calls.saturating_mul(4))
         .total_memories(calls)
         .total_tables(calls.saturating_mul(2))
         .total_stacks(calls)
-        .max_memory_size(MEMORY_BYTES)
+        .max_memory_size(memory.0 as usize)
         // Each guest starts from the component's initial memory. The first bytes of a used slot are
         // overwritten with it and stay resident: all of it for a guest that starts small (see the root
         // package's build.rs). The kernel takes the pages above them (`madvise`).

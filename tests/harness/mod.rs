@@ -4,25 +4,118 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The shipped server: the component, built for WASI 0.2.
-pub const WASI: &str = env!("CARGO_BIN_EXE_wasi-essentials");
+/// The program, with the compiler in it.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_wasi-essentials");
 
-/// The server with a guest that misbehaves, `tests/fixtures/raw.rs`; with one of [`SERVICES`], that.
-#[cfg(feature = "fixtures")]
-pub const FIXTURES: &str = env!("CARGO_BIN_EXE_fixtures");
+/// A component that the tests serve: a target of the root package, built for an entry point.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Guest {
+    /// `wasi` or `spin`.
+    pub entry: &'static str,
+    /// Its file, without `.wasm`, in the directory of release builds.
+    file: &'static str,
+}
 
-/// The guest `tests/fixtures/service.rs`, for each entry point of the service.
-pub const SERVICES: &[(&str, &str)] = &[
-    ("FIXTURE", "service-wasi"),
-    #[cfg(feature = "spin")]
-    ("FIXTURE", "service-spin"),
+/// The service, built for WASI 0.2: what the image carries.
+pub const WASI: Guest = guest("wasi", "wasi_essentials");
+
+/// The service, built for WASI 0.3.
+pub const SPIN: Guest = guest("spin", "wasi_essentials");
+
+/// A guest that misbehaves, in a way for each path: `tests/fixtures/raw.rs`.
+pub const RAW: Guest = guest("wasi", "examples/raw");
+
+/// A service whose routes fail, for each entry point: `tests/fixtures/service.rs`.
+pub const SERVICES: [Guest; 2] = [
+    guest("wasi", "examples/service"),
+    guest("spin", "examples/service"),
 ];
+
+const fn guest(entry: &'static str, file: &'static str) -> Guest {
+    Guest { entry, file }
+}
+
+impl Guest {
+    /// One of the examples: `config`, `echo`, `proxy` or `stream`.
+    pub fn example(name: &str) -> Self {
+        match name {
+            "config" => guest("wasi", "examples/config"),
+            "echo" => guest("wasi", "examples/echo"),
+            "proxy" => guest("wasi", "examples/proxy"),
+            "stream" => guest("wasi", "examples/stream"),
+            _ => panic!("no example {name}"),
+        }
+    }
+
+    /// The component, built when a test of this process first asks for it.
+    pub fn wasm(self) -> PathBuf {
+        built(self.entry).join(self.file).with_extension("wasm")
+    }
+
+    /// The component as machine code, compiled when a test of this process first asks for it: for this
+    /// machine, or for the architecture that `GUEST_ARCH` names.
+    pub fn cwasm(self) -> PathBuf {
+        static COMPILED: Mutex<Vec<Guest>> = Mutex::new(Vec::new());
+        let mut compiled = COMPILED.lock().expect("it compiles");
+        let arch = std::env::var("GUEST_ARCH").unwrap_or(std::env::consts::ARCH.into());
+        let name = self.file.replace("examples/", "");
+        let output = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let output = output.join(format!("{name}-{}-{arch}.cwasm", self.entry));
+        if !compiled.contains(&self) {
+            let mut command = command(PROGRAM);
+            command
+                .arg("compile")
+                .arg(self.wasm())
+                .arg("-o")
+                .arg(&output);
+            let ended = command.args(["--target", &arch]).output().expect("it runs");
+            assert!(ended.status.success(), "{ended:?}");
+            compiled.push(self);
+        }
+        output
+    }
+}
+
+/// Builds the components of an entry point, once in a process; returns the directory that they are in.
+fn built(entry: &str) -> &'static Path {
+    static WASI: OnceLock<PathBuf> = OnceLock::new();
+    static SPIN: OnceLock<PathBuf> = OnceLock::new();
+    let (built, target_dir, features, examples): (_, _, &[&str], _) = match entry {
+        "wasi" => (&WASI, "target", &[], "--examples"),
+        // As spin.toml has it.
+        _ => (
+            &SPIN,
+            "target/spin",
+            &["--no-default-features", "--features=spin"],
+            "--example=service",
+        ),
+    };
+    built.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        // One after the other, as together they could give each other's dependencies more features.
+        for targets in ["--lib", examples] {
+            let output = Command::new(env!("CARGO"))
+                .args(["build", "--quiet", "--release", "--locked"])
+                .args(["--package=wasi-essentials", "--target=wasm32-wasip2"])
+                .args(features)
+                .args(["--target-dir", target_dir, targets])
+                .current_dir(&root)
+                .output()
+                .expect("Cargo runs");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "the guests do not build: {errors}");
+        }
+        root.join(target_dir).join("wasm32-wasip2/release")
+    })
+}
 
 /// The head of a request whose body is still to come.
 pub const CHUNKED_POST: &str =
@@ -34,16 +127,17 @@ pub const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
 /// A server process on a free port of 127.0.0.1, killed when dropped.
 pub struct Server {
     process: Child,
+    pub start_up_line: String,
     pub address: SocketAddr,
     /// The rest of its standard output.
     pub log: Box<dyn BufRead + Send>,
 }
 
 impl Server {
-    pub fn start(executable: &str, env: &[(&str, &str)]) -> Self {
-        let words = words(executable);
+    pub fn start(guest: Guest, env: &[(&str, &str)]) -> Self {
+        let words = words();
         let mut command = command(&words[0]);
-        command.args(&words[1..]);
+        command.args(&words[1..]).arg(guest.cwasm());
         Self::spawn(command, env)
     }
 
@@ -64,6 +158,7 @@ impl Server {
             .expect(&line);
         Self {
             process,
+            start_up_line: line,
             address,
             log: Box::new(log),
         }
@@ -161,12 +256,12 @@ pub fn resolve(variable: &str, url: &str) -> SocketAddr {
     address.unwrap_or_else(|| panic!("{variable}={url}: not of the form http://host:port"))
 }
 
-/// The words of the command that runs this executable: for the shipped server those of `SERVER`,
-/// such as `docker run --network host …`, when it is set.
-pub fn words(executable: &str) -> Vec<String> {
+/// The words of the command that serves: those of `SERVER`, such as `docker run --network host …`, when it
+/// is set, which sees the files of this machine at their own paths; else the program.
+pub fn words() -> Vec<String> {
     match std::env::var("SERVER") {
-        Ok(words) if executable == WASI => words.split_whitespace().map(String::from).collect(),
-        _ => vec![executable.to_owned()],
+        Ok(words) => words.split_whitespace().map(String::from).collect(),
+        _ => vec![PROGRAM.to_owned()],
     }
 }
 

@@ -1,0 +1,213 @@
+//! The compiler: a `.wasm` in, a `.cwasm` out, for Linux on any CPU of an architecture. The same input gives the
+//! same bytes.
+
+use crate::component::{Description, VERSION, Wasi, require_component, unreadable};
+use crate::{engine, host};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+use wasmparser::{ComponentNameSectionReader, KnownCustom, Parser, Payload};
+use wasmtime::Engine;
+
+/// Time between two lines about a compilation that is still going on.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Bytes in a page of WebAssembly memory.
+const PAGE: u64 = 64 << 10;
+
+/// Returns the name that Rust has for a CPU architecture, given that or the one that container engines have.
+///
+/// # Errors
+/// What the value has to be.
+pub fn arch(name: &str) -> Result<&'static str, String> {
+    match name {
+        "x86_64" | "amd64" => Ok("x86_64"),
+        "aarch64" | "arm64" => Ok("aarch64"),
+        _ => Err("not a CPU architecture (x86_64 or amd64, aarch64 or arm64)".into()),
+    }
+}
+
+/// Compiles a file, and says on standard error what is going on. Without `output`, it is the input's name with
+/// `.cwasm`.
+///
+/// # Errors
+/// One line that says what is wrong with the input, or what the system denies.
+pub fn file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result<(), String> {
+    let output = output.unwrap_or_else(|| input.with_extension("cwasm"));
+    if output == input {
+        return Err(format!(
+            "{}: input and output are one file",
+            input.display()
+        ));
+    }
+    let (wasm, description) = read(input, arch)?;
+    let compiled = with_progress(input, &description, wasm.len(), || {
+        compile(&wasm, &description)
+    })?;
+    write(&output, &compiled)
+        .map_err(|error| format!("cannot write {}: {error}", output.display()))?;
+    eprintln!("wrote {} ({})", output.display(), megabytes(compiled.len()));
+    Ok(())
+}
+
+/// Reads a component, and what is to be known of it.
+///
+/// # Errors
+/// One line that says why it cannot be served, and what to do.
+pub fn read(path: &Path, arch: &str) -> Result<(Vec<u8>, Description), String> {
+    let wasm = fs::read(path).map_err(|error| unreadable(path, &error))?;
+    require_component(path, &wasm)?;
+    let contents = Contents::read(&wasm)
+        .map_err(|error| format!("{}: not a valid component: {error}", path.display()))?;
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let description = Description {
+        wasi: contents
+            .wasi()
+            .map_err(|error| format!("{}: {error}", path.display()))?,
+        name: contents.name.unwrap_or_else(|| stem.into_owned()),
+        sha256: format!("{:x}", Sha256::digest(&wasm)),
+        initial_memory: contents.initial_memory,
+        arch: arch.to_owned(),
+        version: VERSION.to_owned(),
+    };
+    Ok((wasm, description))
+}
+
+fn compile(wasm: &[u8], description: &Description) -> wasmtime::Result<Vec<u8>> {
+    let mut config = engine::config(description.wasi);
+    // Naming a target leaves out what the CPU of this machine has beyond the architecture's baseline.
+    config.target(&format!("{}-unknown-linux-musl", description.arch))?;
+    let mut compiled = Engine::new(&config)?.precompile_component(wasm)?;
+    compiled.extend(description.trailer()?);
+    Ok(compiled)
+}
+
+/// Replaces a file as a whole: a server that has the old one mapped keeps it.
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", process::id()));
+    let temporary = Path::new(&name);
+    let written = fs::write(temporary, bytes).and_then(|()| fs::rename(temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written
+}
+
+/// Does what compiles a component, and says on standard error what is going on.
+///
+/// # Errors
+/// One line that says why the component does not compile.
+pub fn with_progress<T>(
+    input: &Path,
+    description: &Description,
+    bytes: usize,
+    compile: impl FnOnce() -> wasmtime::Result<T>,
+) -> Result<T, String> {
+    let started = Instant::now();
+    let Description { wasi, arch, .. } = description;
+    let input = input.display();
+    eprintln!(
+        "compiling {input} ({wasi}, {}) for {arch}",
+        megabytes(bytes)
+    );
+    let compiled = thread::scope(|scope| {
+        let (done, working) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while working.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("still compiling after {} s", started.elapsed().as_secs());
+            }
+        });
+        let compiled = compile();
+        drop(done);
+        compiled
+    });
+    let compiled = compiled.map_err(|error| format!("{input}: {error:#}"))?;
+    eprintln!("compiled in {:.1} s", started.elapsed().as_secs_f32());
+    Ok(compiled)
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// What a component's sections say of it.
+#[derive(Default)]
+struct Contents {
+    name: Option<String>,
+    imports: Vec<String>,
+    exports: Vec<String>,
+    initial_memory: u64,
+}
+
+impl Contents {
+    /// Reads the sections, those of the modules and components within included, as far as they are of interest here;
+    /// Wasmtime validates the rest.
+    fn read(wasm: &[u8]) -> wasmparser::Result<Self> {
+        let mut contents = Self::default();
+        // Of the modules and components within which the parser is.
+        let mut depth = 0;
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) if depth > 0 => depth -= 1,
+                Payload::MemorySection(memories) => {
+                    for memory in memories {
+                        let bytes = memory?.initial.saturating_mul(PAGE);
+                        contents.initial_memory = contents.initial_memory.max(bytes);
+                    }
+                }
+                Payload::ComponentImportSection(imports) if depth == 0 => {
+                    for import in imports {
+                        contents.imports.push(import?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(exports) if depth == 0 => {
+                    for export in exports {
+                        contents.exports.push(export?.name.name.to_owned());
+                    }
+                }
+                Payload::CustomSection(section) if depth == 0 => {
+                    if let KnownCustom::ComponentName(names) = section.as_known() {
+                        contents.name = name(names)?.or(contents.name);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(contents)
+    }
+
+    /// The version of WASI that the component is to be served with.
+    fn wasi(&self) -> Result<Wasi, String> {
+        host::check_imports(self.imports.iter().map(String::as_str))?;
+        let exports = |interface| self.exports.iter().any(|name| name.starts_with(interface));
+        if exports("wasi:http/incoming-handler@0.2.") {
+            Ok(Wasi::P2)
+        } else if exports("wasi:http/handler@0.3.") {
+            Ok(Wasi::P3)
+        } else {
+            let exports = match self.exports.as_slice() {
+                [] => "nothing".into(),
+                names => names.join(", "),
+            };
+            Err(format!(
+                "exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so that it cannot serve \
+                 HTTP; it exports {exports}"
+            ))
+        }
+    }
+}
+
+fn name(names: ComponentNameSectionReader) -> wasmparser::Result<Option<String>> {
+    for name in names {
+        if let wasmparser::ComponentName::Component { name, .. } = name? {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,427 @@
+//! The files that the program takes and makes: components, and their machine code.
+
+mod harness;
+
+use harness::{Guest, PROGRAM, SPIN, Server, WASI, command};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+/// This machine's CPU architecture, and the other one.
+const ARCH: &str = std::env::consts::ARCH;
+const OTHER_ARCH: &str = if cfg!(target_arch = "x86_64") {
+    "aarch64"
+} else {
+    "x86_64"
+};
+
+/// An empty directory of this name.
+fn directory(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("compile")
+        .join(name);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).expect("a directory");
+    path
+}
+
+/// Writes a file into a directory of its own.
+fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = directory(name).join(name);
+    fs::write(&path, bytes).expect("a file");
+    path
+}
+
+/// Runs the program in a directory.
+fn run(directory: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = command(PROGRAM);
+    command.current_dir(directory).args(arguments);
+    command.envs(env.iter().copied()).output().expect("it runs")
+}
+
+fn compile(input: &Path, output: &Path, arguments: &[&str]) -> Vec<u8> {
+    let mut command = command(PROGRAM);
+    command
+        .arg("compile")
+        .arg(input)
+        .arg("-o")
+        .arg(output)
+        .args(arguments);
+    let ended = command.output().expect("it runs");
+    assert!(ended.status.success(), "{ended:?}");
+    fs::read(output).expect("the output")
+}
+
+/// Checks that the program ends with this status and, after what it says of its work, this one line.
+#[track_caller]
+fn assert_error(output: &Output, status: i32, line: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines = stderr.lines().filter(|line| !line.starts_with("compil"));
+    assert_eq!(lines.collect::<Vec<_>>(), [format!("error: {line}")]);
+    assert_eq!(output.status.code(), Some(status));
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+/// Checks what `serve` and `compile` say of a file.
+#[track_caller]
+fn assert_is_no_component(path: &Path, rest: &str) {
+    let line = format!("{}{rest}", path.display());
+    let name = path.to_str().expect("UTF-8");
+    let directory = path.parent().expect("a directory");
+    assert_error(&run(directory, &["serve", name], &[]), 1, &line);
+    assert_error(&run(directory, &["compile", name], &[]), 1, &line);
+    assert!(!path.with_extension("cwasm").exists());
+}
+
+/// A component that has imports and exports, all of them instances without contents (component model,
+/// binary format).
+fn component(imports: &[&str], exports: &[&str]) -> Vec<u8> {
+    let name = |name: &&str| [&[0, name.len() as u8][..], name.as_bytes()].concat();
+    let section = |id, count: usize, items: Vec<u8>| {
+        let mut size = items.len() + 1;
+        let mut section = vec![id];
+        while size > 127 {
+            section.push(size as u8 & 127 | 128);
+            size >>= 7;
+        }
+        [section, vec![size as u8, count as u8], items].concat()
+    };
+    let instance_type = vec![0x42, 0];
+    let imported = imports
+        .iter()
+        .flat_map(|it| [name(it), vec![5, 0]].concat());
+    let exported = exports
+        .iter()
+        .flat_map(|it| [name(it), vec![5, 0, 0]].concat());
+    [
+        b"\0asm\x0d\0\x01\0".to_vec(),
+        section(7, 1, instance_type),
+        section(10, imports.len(), imported.collect()),
+        section(11, exports.len(), exported.collect()),
+    ]
+    .concat()
+}
+
+/// Adds a `name` section that gives a component its name.
+fn named(mut wasm: Vec<u8>, name: &str) -> Vec<u8> {
+    let length = name.len() as u8;
+    let name = [&[0, length + 1, length], name.as_bytes()].concat();
+    let section = [&[14][..], b"component-name", &name].concat();
+    wasm.extend([0, section.len() as u8]);
+    wasm.extend(section);
+    wasm
+}
+
+/// The first line that a server logs.
+fn start_up_line(component: &Path) -> String {
+    let mut command = command(PROGRAM);
+    command.arg(component);
+    Server::spawn(command, &[]).start_up_line.clone()
+}
+
+fn sha256(path: &Path) -> String {
+    let output = std::process::Command::new("sha256sum").arg(path).output();
+    let output = String::from_utf8(output.expect("sha256sum runs").stdout).expect("ASCII");
+    output.split(' ').next().expect("a digest").to_owned()
+}
+
+#[test]
+fn same_input_gives_same_bytes() {
+    let directory = directory("same");
+    for guest in [WASI, SPIN] {
+        let once = compile(&guest.wasm(), &directory.join("once.cwasm"), &[]);
+        let twice = compile(
+            &guest.wasm(),
+            &directory.join("twice.cwasm"),
+            &["--target", ARCH],
+        );
+        assert!(once == twice);
+    }
+}
+
+#[test]
+fn targets_have_two_names() {
+    let directory = directory("targets");
+    let mut compiled = [["x86_64", "amd64"], ["aarch64", "arm64"]].map(|names| {
+        let [one, other] = names.map(|name| {
+            let output = directory.join(name).with_extension("cwasm");
+            compile(&WASI.wasm(), &output, &["--target", name])
+        });
+        assert!(one == other);
+        one
+    });
+    // e_machine (ELF, System V ABI): EM_X86_64 and EM_AARCH64.
+    let machines = compiled
+        .each_mut()
+        .map(|file| u16::from_le_bytes([file[18], file[19]]));
+    assert_eq!(machines, [62, 183]);
+}
+
+#[test]
+fn output_and_target_have_defaults() {
+    let input = file("input.wasm", fs::read(WASI.wasm()).expect("a component"));
+    let directory = input.parent().expect("a directory");
+    for (target, arch) in [("", ARCH), ("arm64", "aarch64"), ("amd64", "x86_64")] {
+        let output = run(
+            directory,
+            &["compile", "input.wasm"],
+            &[("TARGETARCH", target)],
+        );
+        assert!(output.status.success(), "{output:?}");
+        let file = fs::read(directory.join("input.cwasm")).expect("the output");
+        let expected = compile(&input, &directory.join("other.cwasm"), &["--target", arch]);
+        assert!(file == expected, "TARGETARCH={target}");
+    }
+    // Nothing else is left beside them.
+    let files = fs::read_dir(directory).expect("a directory").count();
+    assert_eq!(files, 3);
+}
+
+#[test]
+fn start_up_line_describes_the_component() {
+    for (guest, wasi) in [(WASI, "WASI 0.2"), (SPIN, "WASI 0.3")] {
+        let digest = sha256(&guest.wasm());
+        let description = |name: &str, digest: &str| {
+            let version = env!("CARGO_PKG_VERSION");
+            format!(
+                ": component \"{name}\" ({wasi}, sha256:{digest}, compiled by {version}) listening on "
+            )
+        };
+        // By the name of the file, and compiled in memory or before.
+        for file in [guest.wasm(), guest.cwasm()] {
+            let line = start_up_line(&file);
+            assert!(
+                line.contains(&description("wasi_essentials", &digest)),
+                "{line}"
+            );
+        }
+        // By the component's own account.
+        let wasm = named(fs::read(guest.wasm()).expect("a component"), "greeter");
+        let input = file(&format!("{}.wasm", guest.entry), wasm);
+        let line = start_up_line(&input);
+        assert!(
+            line.contains(&description("greeter", &sha256(&input))),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn component_comes_from_argument_then_environment() {
+    let cwasm = WASI.cwasm();
+    let of_environment = |arguments: &[&str], component: &str| {
+        let mut command = command(PROGRAM);
+        command.args(arguments).env("COMPONENT", component);
+        Server::spawn(command, &[]).start_up_line.clone()
+    };
+    let file = cwasm.to_str().expect("UTF-8");
+    for (arguments, component) in [
+        (&[][..], file),
+        (&["serve"], file),
+        (&["serve", file], "none"),
+    ] {
+        let line = of_environment(arguments, component);
+        assert!(line.contains("wasi_essentials"), "{line}");
+    }
+    let line = "no component: there is no /component.cwasm, and COMPONENT is not set; see --help";
+    assert_error(&run(Path::new("/"), &[], &[("COMPONENT", "")]), 2, line);
+}
+
+#[test]
+fn unreadable_file_is_named() {
+    let directory = directory("unreadable");
+    assert_is_no_component(&directory.join("none.wasm"), ": no such file");
+    assert_is_no_component(&directory, ": a directory, not a component");
+    let line = "no command and no file: sreve; see --help";
+    assert_error(&run(&directory, &["sreve"], &[]), 2, line);
+}
+
+#[test]
+fn file_that_is_no_component_is_refused() {
+    let text = file("text.wasm", "(component)");
+    assert_is_no_component(&text, ": not a WebAssembly component");
+    assert_is_no_component(&file("empty.wasm", ""), ": not a WebAssembly component");
+    let module = file("module.wasm", b"\0asm\x01\0\0\0");
+    let line = ": a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it \
+                with `wasm-tools component new`";
+    assert_is_no_component(&module, line);
+}
+
+#[test]
+fn broken_component_is_refused() {
+    let mut wasm = fs::read(WASI.wasm()).expect("a component");
+    wasm.truncate(wasm.len() / 2);
+    let cut = file("cut.wasm", wasm);
+    let directory = cut.parent().expect("a directory");
+    for command in ["serve", "compile"] {
+        let output = run(directory, &[command, "cut.wasm"], &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            stderr.starts_with("error: cut.wasm: not a valid component: "),
+            "{stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+#[test]
+fn component_without_http_is_refused() {
+    let rest = ": exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so that it cannot serve \
+                HTTP; it exports ";
+    let nothing = file("nothing.wasm", component(&[], &[]));
+    assert_is_no_component(&nothing, &format!("{rest}nothing"));
+    let imports = ["wasi:cli/run@0.2.0"];
+    let exports = [
+        "wasi:cli/run@0.2.0",
+        "wasi:http/handler@0.3.0-rc-2026-01-06",
+    ];
+    let other = file("command.wasm", component(&imports, &exports[..1]));
+    assert_is_no_component(&other, &format!("{rest}{}", exports[0]));
+    let draft = file("draft.wasm", component(&imports, &exports[1..]));
+    assert_is_no_component(&draft, &format!("{rest}{}", exports[1]));
+}
+
+#[test]
+fn unknown_imports_are_all_named() {
+    let imports = [
+        "wasi:keyvalue/store@0.2.0-draft2",
+        "wasi:clocks/wall-clock@0.2.0",
+        "wasi:io/streams@1.0.0",
+        "example:own/interface",
+    ];
+    let wasm = component(&imports, &["wasi:http/incoming-handler@0.2.0"]);
+    let rest = ": imports what this server does not have: wasi:keyvalue/store@0.2.0-draft2, wasi:io/streams@1.0.0, \
+                example:own/interface";
+    assert_is_no_component(&file("imports.wasm", wasm), rest);
+}
+
+#[test]
+fn bad_arguments_end_it_with_2() {
+    let directory = directory("arguments");
+    for (arguments, env, line) in [
+        (
+            &["compile"][..],
+            None,
+            "`compile` takes a .wasm; see --help",
+        ),
+        (
+            &["compile", "a.wasm", "--target", "mips"],
+            None,
+            "--target=mips: not a CPU architecture (x86_64 or amd64, aarch64 or arm64)",
+        ),
+        (
+            &["compile", "a.wasm"],
+            Some(("TARGETARCH", "arm")),
+            "TARGETARCH=arm: not a CPU architecture (x86_64 or amd64, aarch64 or arm64)",
+        ),
+        (
+            &["compile", "a.wasm", "--listen", "127.0.0.1:0"],
+            None,
+            "`compile` takes no --listen; see --help",
+        ),
+        (
+            &["serve", "a.wasm", "-o", "b"],
+            None,
+            "`serve` takes no --output; see --help",
+        ),
+        (
+            &["healthcheck", "a.wasm"],
+            None,
+            "`healthcheck` takes no file; see --help",
+        ),
+        (
+            &["a.wasm", "b.wasm"],
+            None,
+            "unexpected argument \"b.wasm\"; see --help",
+        ),
+    ] {
+        let output = run(&directory, arguments, env.as_slice());
+        assert_error(&output, 2, line);
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_named() {
+    let directory = directory("output");
+    let input = WASI.wasm();
+    let input = input.to_str().expect("UTF-8");
+    let output = run(&directory, &["compile", input, "-o", "none/out.cwasm"], &[]);
+    assert_error(
+        &output,
+        1,
+        "cannot write none/out.cwasm: No such file or directory (os error 2)",
+    );
+    let output = run(&directory, &["compile", input, "-o", input], &[]);
+    assert_error(
+        &output,
+        1,
+        &format!("{input}: input and output are one file"),
+    );
+}
+
+/// The machine code of a component, with these bytes in its trailer replaced.
+fn edited(name: &str, guest: Guest, edits: &[(&str, &str)]) -> PathBuf {
+    let mut compiled = fs::read(guest.cwasm()).expect("a file");
+    for (old, new) in edits {
+        assert_eq!(old.len(), new.len());
+        let at = compiled
+            .windows(old.len())
+            .rposition(|bytes| bytes == old.as_bytes());
+        let at = at.expect("the trailer has it");
+        compiled[at..at + new.len()].copy_from_slice(new.as_bytes());
+    }
+    file(name, compiled)
+}
+
+#[test]
+fn machine_code_for_another_cpu_is_refused() {
+    let output = directory("cpu").join("other.cwasm");
+    compile(&WASI.wasm(), &output, &["--target", OTHER_ARCH]);
+    let name = output.to_str().expect("UTF-8");
+    let line = format!(
+        "{name}: compiled for {OTHER_ARCH}, and this is {ARCH}: compile it with `--target {ARCH}`"
+    );
+    assert_error(&run(Path::new("/"), &[name], &[]), 1, &line);
+}
+
+#[test]
+fn machine_code_of_another_version_or_setting_is_refused() {
+    let version = env!("CARGO_PKG_VERSION");
+    let written = format!("\"version\":\"{version}\"");
+    let other = written.replace(&version[..1], "0");
+    let edits = [
+        ("\"wasi\":\"0.2\"", "\"wasi\":\"0.3\""),
+        (written.as_str(), other.as_str()),
+    ];
+    let path = edited("setting.cwasm", WASI, &edits);
+    let name = path.to_str().expect("UTF-8");
+    let line = format!(
+        "{name}: compiled by version {}, does not fit version {version}: Module was compiled without concurrency \
+         support but it is enabled for the host; compile it again",
+        version.replacen(&version[..1], "0", 1)
+    );
+    assert_error(&run(Path::new("/"), &[name], &[]), 1, &line);
+}
+
+#[test]
+fn part_of_machine_code_is_refused() {
+    let whole = fs::read(WASI.cwasm()).expect("a file");
+    for part in [whole.len() - 1, whole.len() / 2, 4] {
+        let path = file("part.cwasm", &whole[..part]);
+        let name = path.to_str().expect("UTF-8");
+        let line = format!(
+            "{name}: not a file that `wasi-essentials compile` has made, or only a part of one"
+        );
+        assert_error(&run(Path::new("/"), &[name], &[]), 1, &line);
+    }
+}
+
+#[test]
+fn component_that_starts_too_large_is_refused() {
+    let cwasm = WASI.cwasm();
+    let name = cwasm.to_str().expect("UTF-8");
+    let output = run(Path::new("/"), &[name], &[("GUEST_MEMORY", "64KiB")]);
+    let line = format!("GUEST_MEMORY=64KiB: {name} starts with 128KiB");
+    assert_error(&output, 1, &line);
+}

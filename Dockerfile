@@ -1,6 +1,6 @@
 # Two images from one file:
 #
-#   docker build -t wasi-essentials .                            the production image: one static file
+#   docker build -t wasi-essentials .                            the production image: runtime and component
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
 #
 # `./bake` builds both with their tags, for all architectures. The compilers always run on the building
@@ -12,30 +12,49 @@ FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
 COPY server/release server/
 RUN server/release
+ENV PATH=/tmp/cargo-auditable/bin:$PATH
 # What Cargo knows dependencies by. They take minutes and change seldom: each stage below compiles them
 # with empty sources first. The sources are touched then, as Cargo goes by the time of a file.
 COPY Cargo.toml Cargo.lock ./
 COPY server/Cargo.toml server/
-RUN mkdir -p src server/src/bin \
+RUN mkdir -p src server/src \
     && touch src/lib.rs server/src/lib.rs \
-    && echo 'fn main() {}' | tee server/build.rs server/src/main.rs server/src/bin/fixtures.rs server/src/bin/wasi-essentials-spin.rs
+    && echo 'fn main() {}' > server/src/main.rs
 
 
-# The component: one file for all architectures.
-FROM toolchain AS component
-# The same as server/build.rs does, for the same bits.
+# The component: one file for all architectures, with a list of what it is made of.
+FROM toolchain AS component-build
+# Wherever the dependencies are, the same sources are to give the same bits.
 ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
-RUN cargo build --release --locked --target wasm32-wasip2
+RUN cargo auditable build --release --locked --target wasm32-wasip2
 COPY build.rs ./
 COPY src src
 RUN touch build.rs src/*.rs \
-    && cargo build --release --locked --target wasm32-wasip2
+    && cargo auditable build --release --locked --target wasm32-wasip2
 
-FROM scratch AS wasm
-COPY --from=component /build/target/wasm32-wasip2/release/wasi_essentials.wasm /
+FROM scratch AS component
+COPY --from=component-build /build/target/wasm32-wasip2/release/wasi_essentials.wasm /component.wasm
 
 
-FROM toolchain AS dependencies
+# The program with the compiler in it, which runs on the building machine.
+FROM toolchain AS compiler
+RUN cargo build --release --locked --package server
+COPY server server
+RUN find server -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked --package server \
+    && install target/release/wasi-essentials /usr/local/bin/
+
+# The time of a file is part of an image's layer: the same file is to give the same layer. This is the
+# earliest that every kind of archive can have.
+FROM compiler AS compile
+ARG TARGETARCH
+COPY --from=component /component.wasm /
+RUN wasi-essentials compile /component.wasm \
+    && touch --date 1980-01-01T00:00Z /component.cwasm
+
+
+# The runtime, without the compiler: the same file for every component.
+FROM toolchain AS runtime-build
 ARG BUILDARCH
 ARG TARGETARCH
 ENV ARCH=${TARGETARCH}
@@ -43,17 +62,15 @@ RUN test "$TARGETARCH" = "$BUILDARCH" \
     || { apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross; }
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
-
-
-FROM dependencies AS builder
 COPY server server
-COPY --from=wasm / .
-# The time of a file is part of an image's layer: the same binary is to give the same layer. This is the
-# earliest that every kind of archive can have.
 RUN find server -name '*.rs' -exec touch {} + \
-    && COMPONENT=wasi_essentials.wasm server/release --bin wasi-essentials \
-    && install target/*-musl/release/wasi-essentials /usr/local/bin/ \
+    && server/release --bin wasi-essentials \
+    && install target/*-musl/image/wasi-essentials /usr/local/bin/ \
     && touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
+
+
+FROM runtime-build AS builder
+COPY --from=compile /component.cwasm /
 
 USER 65532:65532
 EXPOSE 5000
@@ -72,7 +89,9 @@ LABEL org.opencontainers.image.title="wasi-essentials" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="MIT"
 
-COPY --from=builder /usr/local/bin/wasi-essentials /wasi-essentials
+# A layer each: an update of the component is all that a registry, a node and a pull have to take.
+COPY --from=runtime-build /usr/local/bin/wasi-essentials /wasi-essentials
+COPY --from=compile /component.cwasm /component.cwasm
 
 USER 65532:65532
 EXPOSE 5000

@@ -53,8 +53,8 @@ target "single" {
   tags   = ["${REGISTRY}/${REPOSITORY}:${contains(tags(VERSION), "latest") ? "" : "${VERSION}-"}single"]
 }
 
-# The bare component: target/component/wasi_essentials.wasm.
-target "wasm" {
-  target = "wasm"
+# The bare component: target/component/component.wasm.
+target "component" {
+  target = "component"
   output = ["type=local,dest=target/component"]
 }

@@ -67,6 +67,22 @@ fn one_that_eats_memory_or_stack_gives_500() {
 }
 
 #[test]
+fn guest_memory_is_the_most_that_a_guest_gets() {
+    for (env, mib) in [
+        (&[][..], 64),
+        (&[("GUEST_MEMORY", "5MiB")], 5),
+        (&[("GUEST_MEMORY", "1GiB")], 1024),
+    ] {
+        let server = Server::start(RAW, env);
+        for _ in 0..2 {
+            let mut connection = Connection::open(server.address);
+            let response = connection.request("GET", "/pages").expect("a response");
+            assert_eq!(response.body, (16 * mib).to_string().as_bytes());
+        }
+    }
+}
+
+#[test]
 fn one_that_exits_without_a_word_gives_500() {
     assert_contained("/exit", 500, "the guest exited with status 1");
 }

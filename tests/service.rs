@@ -90,7 +90,7 @@ fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
         connection
             .send_request("GET", "/half-at-once")
             .expect("sent");
-        if entry == "service-wasi" {
+        if entry == "wasi" {
             let response = connection.answer("GET").expect("a response");
             assert_eq!(response.status, 500);
             assert_eq!(response.body, b"Internal Server Error");

@@ -185,10 +185,13 @@ impl Contents {
     /// The version of WASI that the component is to be served with.
     fn wasi(&self) -> Result<Wasi, String> {
         host::check_imports(self.imports.iter().map(String::as_str))?;
-        let exports = |interface| self.exports.iter().any(|name| name.starts_with(interface));
-        if exports("wasi:http/incoming-handler@0.2.") {
+        let exports = |interface, version| {
+            let mut names = self.exports.iter();
+            names.any(|name| host::is_release(name, interface, version))
+        };
+        if exports("wasi:http/incoming-handler@", "0.2.") {
             Ok(Wasi::P2)
-        } else if exports("wasi:http/handler@0.3.") {
+        } else if exports("wasi:http/handler@", "0.3.") {
             Ok(Wasi::P3)
         } else {
             let exports = match self.exports.as_slice() {

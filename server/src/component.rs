@@ -216,7 +216,10 @@ impl Component {
         let component =
             unsafe { wasmtime::component::Component::deserialize_file(engine, &self.path) };
         component.map_err(|error| {
-            format!("{path}: compiled by version {version}, does not fit version {VERSION}: {error:#}; compile it again")
+            let reason = error.root_cause();
+            format!(
+                "{path}: compiled by version {version}, does not fit version {VERSION}: {reason}; compile it again"
+            )
         })
     }
 

@@ -136,10 +136,16 @@ pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Str
 }
 
 fn is_known(import: &str) -> bool {
-    let version = import.split_once('@').map_or("", |(_, version)| version);
-    let is_release = !version.contains('-');
-    let is_of_wasi = version.starts_with("0.2.") || version.starts_with("0.3.");
-    is_release && is_of_wasi && PACKAGES.iter().any(|package| import.starts_with(package))
+    let is_of =
+        |package| is_release(import, package, "0.2.") || is_release(import, package, "0.3.");
+    PACKAGES.into_iter().any(is_of)
+}
+
+/// Returns true if an import or export, `package:name/interface@version`, begins as `interface` and is of a
+/// version that begins as `version`, a release and no draft of it.
+pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
+    let of = name.split_once('@').map(|(_, of)| of);
+    name.starts_with(interface) && of.is_some_and(|of| of.starts_with(version) && !of.contains('-'))
 }
 
 /// Interfaces whose functions trap. A guest may import them, as libraries import more than a

@@ -271,7 +271,7 @@ fn component_without_http_is_refused() {
                 HTTP; it exports ";
     let nothing = file("nothing.wasm", component(&[], &[]));
     assert_is_no_component(&nothing, &format!("{rest}nothing"));
-    let imports = ["wasi:cli/run@0.2.0"];
+    let imports = ["wasi:cli/environment@0.2.0"];
     let exports = [
         "wasi:cli/run@0.2.0",
         "wasi:http/handler@0.3.0-rc-2026-01-06",
@@ -342,22 +342,89 @@ fn bad_arguments_end_it_with_2() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_named() {
+fn output_that_cannot_be_written_is_named_before_the_work() {
     let directory = directory("output");
     let input = WASI.wasm();
     let input = input.to_str().expect("UTF-8");
-    let output = run(&directory, &["compile", input, "-o", "none/out.cwasm"], &[]);
-    assert_error(
-        &output,
-        1,
-        "cannot write none/out.cwasm: No such file or directory (os error 2)",
-    );
-    let output = run(&directory, &["compile", input, "-o", input], &[]);
-    assert_error(
-        &output,
-        1,
-        &format!("{input}: input and output are one file"),
-    );
+    for (output, reason) in [
+        ("none/out.cwasm", "No such file or directory (os error 2)"),
+        ("../output", "is a directory"),
+    ] {
+        let ended = run(&directory, &["compile", input, "-o", output], &[]);
+        let line = format!("error: cannot write {output}: {reason}\n");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), line);
+        assert_eq!(ended.status.code(), Some(1));
+    }
+}
+
+#[test]
+fn input_is_not_overwritten() {
+    let wasm = fs::read(WASI.wasm()).expect("a component");
+    let input = file("kept.wasm", &wasm);
+    let directory = input.parent().expect("a directory");
+    std::os::unix::fs::symlink("kept.wasm", directory.join("link")).expect("a link");
+    for output in ["kept.wasm", "./kept.wasm", "link"] {
+        let ended = run(directory, &["compile", "kept.wasm", "-o", output], &[]);
+        assert_error(&ended, 1, "kept.wasm: input and output are one file");
+        assert!(fs::read(&input).expect("the input") == wasm);
+    }
+    let compiled = run(directory, &["compile", "kept.wasm"], &[]);
+    assert!(compiled.status.success(), "{compiled:?}");
+    let ended = run(directory, &["compile", "kept.cwasm"], &[]);
+    assert_error(&ended, 1, "kept.cwasm: machine code already, not a .wasm");
+}
+
+/// What is not a file takes the bytes, and stays what it is.
+#[test]
+fn output_may_be_a_pipe() {
+    let directory = directory("pipe");
+    let input = WASI.wasm();
+    let mut command = command(PROGRAM);
+    command
+        .arg("compile")
+        .arg(&input)
+        .args(["-o", "/proc/self/fd/1"]);
+    let output = command.current_dir(&directory).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout == fs::read(WASI.cwasm()).expect("a file"));
+}
+
+#[test]
+fn replaced_output_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let output = file("secret.cwasm", "old");
+    fs::set_permissions(&output, fs::Permissions::from_mode(0o600)).expect("set");
+    compile(&WASI.wasm(), &output, &[]);
+    let mode = fs::metadata(&output).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Whatever a file or an argument has in it, an error is one line, without control characters.
+#[test]
+fn no_input_can_forge_a_line() {
+    let forged = "one\nerror: forged \u{1b}[31m";
+    let imports = component(&[forged], &["wasi:http/incoming-handler@0.2.0"]);
+    let exports = component(&["wasi:cli/environment@0.2.0"], &[forged]);
+    let directory = directory("forged");
+    fs::write(directory.join("imports.wasm"), imports).expect("a file");
+    fs::write(directory.join("exports.wasm"), exports).expect("a file");
+    fs::write(directory.join(forged), "").expect("a file");
+    for arguments in [
+        &["compile", "imports.wasm"][..],
+        &["serve", "exports.wasm"],
+        &["serve", forged],
+        &["compile", "imports.wasm", "--target", forged],
+        &[forged, forged],
+    ] {
+        let ended = run(&directory, arguments, &[]);
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        let line = stderr.strip_suffix('\n').expect("a line");
+        assert!(
+            line.starts_with("error: ") && line.contains("one\\nerror: forged"),
+            "{line}"
+        );
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
 }
 
 /// The machine code of a component, with these bytes in its trailer replaced.

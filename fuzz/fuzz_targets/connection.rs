@@ -1,15 +1,16 @@
 //! Sends bytes to a server as a client would, over a socket, and reads what comes back: the server
 //! must answer or close, and go on. Every line that it logs must be one that a log may have.
 //!
-//! `cargo fuzz run --sanitizer none connection`; a panic on any thread ends it.
+//! `COMPONENT=… cargo fuzz run --sanitizer none connection`, with the service's `.cwasm`; a panic on any thread ends it.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use server::component;
+use server::component::Component;
 use server::config::Config;
 use server::listener::Server;
 use server::log::{Format, Log};
+use std::env;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::LazyLock;
@@ -23,7 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let config = Config::read(Some("127.0.0.1:0".into()), |_| None).expect("defaults");
     let log = Log::start(Format::Text, CheckedLog::default()).expect("a thread");
-    let server = Server::bind(&component::WASI, config, &log).expect("a server");
+    let path = env::var_os("COMPONENT").expect("COMPONENT names the service's .cwasm");
+    let component = Component::open(path.as_ref()).expect("a component");
+    let server = Server::bind(&component, config, &log).expect("a server");
     let address = server.address().expect("an address");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()

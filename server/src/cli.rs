@@ -2,18 +2,19 @@
 
 #[cfg(feature = "compile")]
 use crate::compile;
-use crate::component::{Component, VERSION};
+use crate::component::{ARCH, Component, VERSION};
 use crate::config::{self, Config};
 use crate::listener::Server;
-use crate::log::Log;
+use crate::log::{Log, printable};
 use crate::probe;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
+use std::env;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use std::{env, io};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -24,7 +25,7 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::Run(message)) => (1, message),
     };
-    eprintln!("error: {message}");
+    let _ = writeln!(io::stderr(), "error: {}", printable(&message));
     ExitCode::from(status)
 }
 
@@ -52,12 +53,10 @@ fn run() -> Result<(), Failure> {
     while let Some(argument) = arguments.next().map_err(usage)? {
         match argument {
             Short('h') | Long("help") => {
-                print!("{USAGE}\n{}\n", config::HELP);
-                return Ok(());
+                return print(&format!("{USAGE}\n{}", config::HELP));
             }
             Short('V') | Long("version") => {
-                println!("{}", version());
-                return Ok(());
+                return print(&version());
             }
             Long("listen") => {
                 let value = arguments.value().map_err(usage)?;
@@ -87,6 +86,10 @@ fn run() -> Result<(), Failure> {
         Some("healthcheck") => healthcheck(given),
         _ => serve(given, command.is_some()),
     }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}").map_err(|error| Failure::Run(format!("cannot write: {error}")))
 }
 
 fn is_command(word: &OsString) -> bool {
@@ -155,7 +158,7 @@ fn compile(given: Arguments) -> Result<(), Failure> {
     let (name, arch) = match (given.target, variable("TARGETARCH")) {
         (Some(arch), _) => ("--target", arch),
         (None, Some(arch)) => ("TARGETARCH", arch),
-        (None, None) => ("this machine", env::consts::ARCH.to_owned()),
+        (None, None) => ("this machine", ARCH.to_owned()),
     };
     let arch = compile::arch(&arch)
         .map_err(|expected| Failure::Usage(format!("{name}={arch}: {expected}")))?;

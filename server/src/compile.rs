@@ -2,19 +2,24 @@
 //! same bytes.
 
 use crate::component::{Description, VERSION, Wasi, require_component, unreadable};
+use crate::log::printable;
 use crate::{engine, host};
 use sha2::{Digest, Sha256};
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
-use wasmparser::{ComponentNameSectionReader, KnownCustom, Parser, Payload};
+use wasmparser::{ComponentName, ComponentNameSectionReader, KnownCustom, Parser, Payload};
 use wasmtime::Engine;
 
 /// Time between two lines about a compilation that is still going on.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Characters of a component's name that are kept.
+const MAX_NAME_CHARS: usize = 256;
 
 /// Bytes in a page of WebAssembly memory.
 const PAGE: u64 = 64 << 10;
@@ -37,44 +42,56 @@ pub fn arch(name: &str) -> Result<&'static str, String> {
 /// # Errors
 /// One line that says what is wrong with the input, or what the system denies.
 pub fn file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result<(), String> {
+    let wasm = fs::read(input).map_err(|error| unreadable(input, &error))?;
+    let description = describe(input, &wasm, arch)?;
     let output = output.unwrap_or_else(|| input.with_extension("cwasm"));
-    if output == input {
+    let denied = |error: io::Error| format!("cannot write {}: {error}", output.display());
+    // What can be told before minutes of work.
+    let destination = Destination::of(&output).map_err(denied)?;
+    if fs::canonicalize(input).is_ok_and(|input| input == destination.path) {
         return Err(format!(
             "{}: input and output are one file",
             input.display()
         ));
     }
-    let (wasm, description) = read(input, arch)?;
     let compiled = with_progress(input, &description, wasm.len(), || {
         compile(&wasm, &description)
     })?;
-    write(&output, &compiled)
-        .map_err(|error| format!("cannot write {}: {error}", output.display()))?;
-    eprintln!("wrote {} ({})", output.display(), megabytes(compiled.len()));
+    destination.write(&compiled).map_err(denied)?;
+    say(&format!(
+        "wrote {} ({})",
+        output.display(),
+        megabytes(compiled.len())
+    ));
     Ok(())
 }
 
-/// Reads a component, and what is to be known of it.
+/// Returns what is to be known of a component.
 ///
 /// # Errors
 /// One line that says why it cannot be served, and what to do.
-pub fn read(path: &Path, arch: &str) -> Result<(Vec<u8>, Description), String> {
-    let wasm = fs::read(path).map_err(|error| unreadable(path, &error))?;
-    require_component(path, &wasm)?;
-    let contents = Contents::read(&wasm)
+pub fn describe(path: &Path, wasm: &[u8], arch: &str) -> Result<Description, String> {
+    require_component(path, wasm)?;
+    let contents = Contents::read(wasm)
         .map_err(|error| format!("{}: not a valid component: {error}", path.display()))?;
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let description = Description {
-        wasi: contents
-            .wasi()
-            .map_err(|error| format!("{}: {error}", path.display()))?,
-        name: contents.name.unwrap_or_else(|| stem.into_owned()),
-        sha256: format!("{:x}", Sha256::digest(&wasm)),
+    let wasi = contents
+        .wasi()
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    let stem = || {
+        path.file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into()
+    };
+    let name: String = contents.name.unwrap_or_else(stem);
+    Ok(Description {
+        wasi,
+        name: name.chars().take(MAX_NAME_CHARS).collect(),
+        sha256: format!("{:x}", Sha256::digest(wasm)),
         initial_memory: contents.initial_memory,
         arch: arch.to_owned(),
         version: VERSION.to_owned(),
-    };
-    Ok((wasm, description))
+    })
 }
 
 fn compile(wasm: &[u8], description: &Description) -> wasmtime::Result<Vec<u8>> {
@@ -86,16 +103,66 @@ fn compile(wasm: &[u8], description: &Description) -> wasmtime::Result<Vec<u8>> 
     Ok(compiled)
 }
 
-/// Replaces a file as a whole: a server that has the old one mapped keeps it.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", process::id()));
-    let temporary = Path::new(&name);
-    let written = fs::write(temporary, bytes).and_then(|()| fs::rename(temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(temporary);
+/// A file that is to be written.
+struct Destination {
+    /// Without symbolic links, if the file exists.
+    path: PathBuf,
+    /// Of the file that is to be replaced.
+    permissions: Option<Permissions>,
+    /// Set for a device or a pipe, which cannot be replaced.
+    is_special: bool,
+}
+
+impl Destination {
+    /// Looks at what is there.
+    ///
+    /// # Errors
+    /// When a file cannot be there.
+    fn of(path: &Path) -> io::Result<Self> {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let Ok(existing) = fs::metadata(&path) else {
+            let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+            fs::metadata(directory.unwrap_or(Path::new(".")))?;
+            return Ok(Self {
+                path,
+                permissions: None,
+                is_special: false,
+            });
+        };
+        if existing.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(Self {
+            path,
+            permissions: Some(existing.permissions()),
+            is_special: !existing.is_file(),
+        })
     }
-    written
+
+    /// Writes the file, or replaces it as a whole: a server that has the old one mapped keeps it.
+    fn write(self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_special {
+            return fs::write(&self.path, bytes);
+        }
+        let mut temporary = self.path.clone().into_os_string();
+        temporary.push(format!(".{}.tmp", process::id()));
+        let mut file = File::create_new(&temporary)?;
+        let written = file.write_all(bytes).and_then(|()| {
+            if let Some(permissions) = self.permissions {
+                file.set_permissions(permissions)?;
+            }
+            fs::rename(&temporary, &self.path)
+        });
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+}
+
+/// Writes a line to standard error. A reader that has gone does not stop a compilation.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 /// Does what compiles a component, and says on standard error what is going on.
@@ -111,15 +178,18 @@ pub fn with_progress<T>(
     let started = Instant::now();
     let Description { wasi, arch, .. } = description;
     let input = input.display();
-    eprintln!(
+    say(&format!(
         "compiling {input} ({wasi}, {}) for {arch}",
         megabytes(bytes)
-    );
+    ));
     let compiled = thread::scope(|scope| {
         let (done, working) = mpsc::channel::<()>();
         scope.spawn(move || {
             while working.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("still compiling after {} s", started.elapsed().as_secs());
+                say(&format!(
+                    "still compiling after {} s",
+                    started.elapsed().as_secs()
+                ));
             }
         });
         let compiled = compile();
@@ -127,7 +197,10 @@ pub fn with_progress<T>(
         compiled
     });
     let compiled = compiled.map_err(|error| format!("{input}: {error:#}"))?;
-    eprintln!("compiled in {:.1} s", started.elapsed().as_secs_f32());
+    say(&format!(
+        "compiled in {:.1} s",
+        started.elapsed().as_secs_f32()
+    ));
     Ok(compiled)
 }
 
@@ -173,7 +246,7 @@ impl Contents {
                 }
                 Payload::CustomSection(section) if depth == 0 => {
                     if let KnownCustom::ComponentName(names) = section.as_known() {
-                        contents.name = name(names)?.or(contents.name);
+                        contents.name = name(names).or(contents.name);
                     }
                 }
                 _ => {}
@@ -189,9 +262,9 @@ impl Contents {
             let mut names = self.exports.iter();
             names.any(|name| host::is_release(name, interface, version))
         };
-        if exports("wasi:http/incoming-handler@", "0.2.") {
+        if exports("wasi:http/incoming-handler", "0.2.") {
             Ok(Wasi::P2)
-        } else if exports("wasi:http/handler@", "0.3.") {
+        } else if exports("wasi:http/handler", "0.3.") {
             Ok(Wasi::P3)
         } else {
             let exports = match self.exports.as_slice() {
@@ -206,11 +279,10 @@ impl Contents {
     }
 }
 
-fn name(names: ComponentNameSectionReader) -> wasmparser::Result<Option<String>> {
-    for name in names {
-        if let wasmparser::ComponentName::Component { name, .. } = name? {
-            return Ok(Some(name.to_owned()));
-        }
-    }
-    Ok(None)
+/// A component's name for itself. A section that is not as it should be does not make a component invalid.
+fn name(names: ComponentNameSectionReader) -> Option<String> {
+    names.into_iter().find_map(|name| match name {
+        Ok(ComponentName::Component { name, .. }) if !name.is_empty() => Some(name.to_owned()),
+        _ => None,
+    })
 }

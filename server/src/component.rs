@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 
@@ -33,6 +34,9 @@ const ELF: &[u8] = b"\x7fELF";
 /// (component model, binary format).
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// The CPU architecture that this program runs on.
+pub const ARCH: &str = std::env::consts::ARCH;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -65,7 +69,7 @@ pub struct Description {
     pub sha256: String,
     /// Size of the largest linear memory that an instance starts with, in bytes.
     pub initial_memory: u64,
-    /// The CPU architecture that the machine code is for, as `std::env::consts::ARCH` has it.
+    /// The CPU architecture that the machine code is for, as [`ARCH`] has it.
     pub arch: String,
     /// Version of this program that compiled it.
     pub version: String,
@@ -91,7 +95,7 @@ impl Description {
     /// Returns the trailer.
     ///
     /// # Errors
-    /// When the name is too long.
+    /// When the description has more than [`MAX_JSON_BYTES`].
     #[cfg(feature = "compile")]
     pub fn trailer(&self) -> io::Result<Vec<u8>> {
         let mut trailer = serde_json::to_vec(self)?;
@@ -117,11 +121,11 @@ impl Description {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*length) as usize;
-        let behind = (length + end.len()) as u64;
-        if length > MAX_JSON_BYTES || behind > whole {
+        let trailer = (length + end.len()) as u64;
+        if length > MAX_JSON_BYTES || trailer > whole {
             return Ok(None);
         }
-        file.seek(SeekFrom::Start(whole - behind))?;
+        file.seek(SeekFrom::Start(whole - trailer))?;
         let mut json = vec![0; length];
         file.read_exact(&mut json)?;
         Ok(serde_json::from_slice(&json).ok())
@@ -132,9 +136,15 @@ impl Description {
 pub struct Component {
     pub description: Description,
     pub path: PathBuf,
-    /// What is to be compiled; `None` if the file has machine code.
+    code: Code,
+}
+
+enum Code {
+    /// Machine code in this file.
+    Compiled(File),
+    /// A component that is to be compiled.
     #[cfg(feature = "compile")]
-    wasm: Option<Vec<u8>>,
+    Wasm(Vec<u8>),
 }
 
 impl Component {
@@ -151,7 +161,8 @@ impl Component {
             .read_to_end(&mut begin);
         begun.map_err(error)?;
         if !begin.starts_with(ELF) {
-            return Self::from_wasm(path, &begin);
+            require_component(path, &begin)?;
+            return Self::from_wasm(path, begin, file);
         }
         let description = Description::read(&mut file).map_err(error)?;
         let description = description.ok_or_else(|| {
@@ -163,25 +174,24 @@ impl Component {
         Ok(Self {
             description,
             path: path.to_owned(),
-            #[cfg(feature = "compile")]
-            wasm: None,
+            code: Code::Compiled(file),
         })
     }
 
     #[cfg(feature = "compile")]
-    fn from_wasm(path: &Path, begin: &[u8]) -> Result<Self, String> {
-        require_component(path, begin)?;
-        let (wasm, description) = compile::read(path, std::env::consts::ARCH)?;
+    fn from_wasm(path: &Path, begin: Vec<u8>, mut rest: File) -> Result<Self, String> {
+        let mut wasm = begin;
+        rest.read_to_end(&mut wasm)
+            .map_err(|error| unreadable(path, &error))?;
         Ok(Self {
-            description,
+            description: compile::describe(path, &wasm, ARCH)?,
             path: path.to_owned(),
-            wasm: Some(wasm),
+            code: Code::Wasm(wasm),
         })
     }
 
     #[cfg(not(feature = "compile"))]
-    fn from_wasm(path: &Path, begin: &[u8]) -> Result<Self, String> {
-        require_component(path, begin)?;
+    fn from_wasm(path: &Path, _: Vec<u8>, _: File) -> Result<Self, String> {
         Err(format!(
             "{0}: not compiled, and this program has no compiler: `wasi-essentials compile {0}` of a program that has \
              one makes a .cwasm of it",
@@ -194,32 +204,43 @@ impl Component {
     /// # Errors
     /// One line that says why the machine code does not fit this program, and what to do.
     pub fn load(&self, engine: &Engine) -> Result<wasmtime::component::Component, String> {
-        let path = self.path.display();
-        #[cfg(feature = "compile")]
-        if let Some(wasm) = &self.wasm {
-            return compile::with_progress(&self.path, &self.description, wasm.len(), || {
-                wasmtime::component::Component::new(engine, wasm)
-            });
+        match &self.code {
+            Code::Compiled(file) => self.map(engine, file),
+            #[cfg(feature = "compile")]
+            Code::Wasm(wasm) => {
+                compile::with_progress(&self.path, &self.description, wasm.len(), || {
+                    wasmtime::component::Component::new(engine, wasm)
+                })
+            }
         }
+    }
+
+    fn map(&self, engine: &Engine, file: &File) -> Result<wasmtime::component::Component, String> {
+        let path = self.path.display();
         let Description { arch, version, .. } = &self.description;
-        if arch != std::env::consts::ARCH {
+        if arch != ARCH {
             return Err(format!(
-                "{path}: compiled for {arch}, and this is {0}: compile it with `--target {0}`",
-                std::env::consts::ARCH
+                "{path}: compiled for {arch}, and this is {ARCH}: compile it with `--target {ARCH}`"
             ));
         }
+        // The file whose trailer was read, even if another has taken its path since.
+        let mut opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        if !opened.exists() {
+            opened.clone_from(&self.path);
+        }
         // SAFETY: the file ends with the trailer that only `wasi-essentials compile` writes, behind what
-        // `Engine::precompile_component` returned, and Wasmtime compares version and settings. That nobody else has
-        // written to it, then or while it is mapped, is for those to see to who give it to this program: see
-        // SECURITY.md.
+        // `Engine::precompile_component` returned, and Wasmtime compares version and settings. That nobody
+        // else has written to it, then or while it is mapped, is up to those who give it to this program:
+        // see SECURITY.md.
         #[allow(unsafe_code)]
-        let component =
-            unsafe { wasmtime::component::Component::deserialize_file(engine, &self.path) };
+        let component = unsafe { wasmtime::component::Component::deserialize_file(engine, opened) };
         component.map_err(|error| {
             let reason = error.root_cause();
-            format!(
-                "{path}: compiled by version {version}, does not fit version {VERSION}: {reason}; compile it again"
-            )
+            let mismatch = match version.as_str() {
+                VERSION => "damaged or compiled with other settings".into(),
+                _ => format!("compiled by version {version}, does not fit version {VERSION}"),
+            };
+            format!("{path}: {mismatch}: {reason}; compile it again")
         })
     }
 
@@ -248,6 +269,8 @@ pub fn require_component(path: &Path, begin: &[u8]) -> Result<(), String> {
     let path = path.display();
     if begin.starts_with(COMPONENT) {
         Ok(())
+    } else if begin.starts_with(ELF) {
+        Err(format!("{path}: machine code already, not a .wasm"))
     } else if begin.starts_with(MODULE) {
         Err(format!(
             "{path}: a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it \

@@ -109,15 +109,42 @@ impl WasiHttpHooks for NoOutboundHttp {
     }
 }
 
-/// Packages whose interfaces a guest may import, of WASI 0.2 and 0.3.
-const PACKAGES: [&str; 7] = [
-    "wasi:cli/",
-    "wasi:clocks/",
-    "wasi:filesystem/",
-    "wasi:http/",
-    "wasi:io/",
-    "wasi:random/",
-    "wasi:sockets/",
+/// Interfaces that a guest may import, of WASI 0.2 and 0.3.
+const INTERFACES: [&str; 34] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/types",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/client",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/types",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
 ];
 
 /// Checks the names of a component's imports.
@@ -137,15 +164,15 @@ pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Str
 
 fn is_known(import: &str) -> bool {
     let is_of =
-        |package| is_release(import, package, "0.2.") || is_release(import, package, "0.3.");
-    PACKAGES.into_iter().any(is_of)
+        |interface| is_release(import, interface, "0.2.") || is_release(import, interface, "0.3.");
+    INTERFACES.into_iter().any(is_of)
 }
 
-/// Returns true if an import or export, `package:name/interface@version`, begins as `interface` and is of a
-/// version that begins as `version`, a release and no draft of it.
+/// Returns true if an import or export, `package:name/interface@version`, is this interface and of a version
+/// that begins as `version`, a release and no draft of it.
 pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
-    let of = name.split_once('@').map(|(_, of)| of);
-    name.starts_with(interface) && of.is_some_and(|of| of.starts_with(version) && !of.contains('-'))
+    name.split_once('@')
+        .is_some_and(|(name, of)| name == interface && of.starts_with(version) && !of.contains('-'))
 }
 
 /// Interfaces whose functions trap. A guest may import them, as libraries import more than a
@@ -166,8 +193,8 @@ pub fn linker(
     component: &Component,
     wasi: Wasi,
 ) -> wasmtime::Result<Linker<Host>> {
-    let imports = component.component_type();
-    let imports = imports.imports(engine).map(|(name, _)| name);
+    let component = component.component_type();
+    let imports = component.imports(engine).map(|(name, _)| name);
     check_imports(imports).map_err(wasmtime::Error::msg)?;
     let mut linker = Linker::new(engine);
     link(&mut linker)?;
@@ -175,7 +202,7 @@ pub fn linker(
         link_p3(&mut linker)?;
     }
     let mut resources = Vec::new();
-    for (name, import) in component.component_type().imports(engine) {
+    for (name, import) in component.imports(engine) {
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             continue;
         };

@@ -527,6 +527,8 @@ impl Guest {
 /// leaves, the line has the most guests that fit.
 fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     let engine = |calls| {
+        let mut spare = Vec::<u8>::new();
+        spare.try_reserve_exact(SPARE_ADDRESS_SPACE)?;
         let mut config = engine::config(wasi);
         let pool = pool(calls, limits.memory);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -534,11 +536,10 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     };
     let calls = limits.calls;
     engine(calls).map_err(|error| {
-        // One slot remains, a GiB, for what the server needs besides.
         let (mut fit, mut too_many) = (0, calls);
         while fit + 1 < too_many {
             let middle = fit + (too_many - fit) / 2;
-            match engine(middle + 1) {
+            match engine(middle) {
                 Ok(_) => fit = middle,
                 Err(_) => too_many = middle,
             }
@@ -554,14 +555,24 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     })
 }
 
-/// Slots for `calls` guests, of the size that a component like ours needs: two core instances and
-/// the adapter's shims, one memory.
+/// Address space that the guests have to leave, in bytes: for the threads with their stacks, and what the
+/// allocator reserves for each.
+const SPARE_ADDRESS_SPACE: usize = 256 << 20;
+
+/// Core instances, and tables, that a component like ours needs: two modules and the adapter's shims.
+const CORE_INSTANCES: u32 = 4;
+const TABLES: u32 = 2;
+
+/// Slots for `calls` guests. A component that needs more than a slot has does not load.
 fn pool(calls: u32, memory: GuestMemory) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(calls)
-        .total_core_instances(calls.saturating_mul(4))
+        .total_core_instances(calls.saturating_mul(CORE_INSTANCES))
+        .max_core_instances_per_component(CORE_INSTANCES)
         .total_memories(calls)
-        .total_tables(calls.saturating_mul(2))
+        .max_memories_per_component(1)
+        .total_tables(calls.saturating_mul(TABLES))
+        .max_tables_per_component(TABLES)
         .total_stacks(calls)
         .max_memory_size(memory.0 as usize)
         // Each guest starts from the component's initial memory. The first bytes of a used slot are

@@ -58,9 +58,6 @@ impl Worker {
     ) -> io::Result<Self> {
         let (inbox, mut connections) = mpsc::unbounded_channel();
         let protocol = Arc::new(Protocol::new(service, config, closing));
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
         let serve = async move {
             while let Some((connection, load)) = connections.recv().await {
                 let protocol = protocol.clone();
@@ -70,8 +67,20 @@ impl Worker {
                 });
             }
         };
+        let (report, started) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name("worker".into());
-        let thread = thread.spawn(move || runtime.block_on(serve))?;
+        // The runtime is made there, as none may be dropped within another, not even when no thread is to be had.
+        let thread = thread.spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => {
+                    let _ = report.send(Ok(()));
+                    runtime.block_on(serve);
+                }
+                Err(error) => drop(report.send(Err(error))),
+            }
+        })?;
+        started.recv().map_err(io::Error::other)??;
         Ok(Self {
             inbox,
             load: Arc::default(),

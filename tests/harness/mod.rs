@@ -60,15 +60,13 @@ impl Guest {
         built(self.entry).join(self.file).with_extension("wasm")
     }
 
-    /// The component as machine code, compiled when a test of this process first asks for it: for this
-    /// machine, or for the architecture that `GUEST_ARCH` names.
+    /// The component as machine code, compiled when a test of this process first asks for it.
     pub fn cwasm(self) -> PathBuf {
         static COMPILED: Mutex<Vec<Guest>> = Mutex::new(Vec::new());
         let mut compiled = COMPILED.lock().expect("it compiles");
-        let arch = std::env::var("GUEST_ARCH").unwrap_or(std::env::consts::ARCH.into());
         let name = self.file.replace("examples/", "");
         let output = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let output = output.join(format!("{name}-{}-{arch}.cwasm", self.entry));
+        let output = output.join(format!("{name}-{}.cwasm", self.entry));
         if !compiled.contains(&self) {
             let mut command = command(PROGRAM);
             command
@@ -76,7 +74,7 @@ impl Guest {
                 .arg(self.wasm())
                 .arg("-o")
                 .arg(&output);
-            let ended = command.args(["--target", &arch]).output().expect("it runs");
+            let ended = command.output().expect("it runs");
             assert!(ended.status.success(), "{ended:?}");
             compiled.push(self);
         }

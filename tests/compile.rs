@@ -4,8 +4,9 @@ mod harness;
 
 use harness::{Guest, PROGRAM, SPIN, Server, WASI, command};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 /// This machine's CPU architecture, and the other one.
 const ARCH: &str = std::env::consts::ARCH;
@@ -32,11 +33,12 @@ fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     path
 }
 
-/// Runs the program in a directory.
+/// Runs the program in a directory; a server would listen on a free port.
 fn run(directory: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = command(PROGRAM);
     command.current_dir(directory).args(arguments);
-    command.envs(env.iter().copied()).output().expect("it runs")
+    command.env("PORT", "0").envs(env.iter().copied());
+    command.output().expect("it runs")
 }
 
 fn compile(input: &Path, output: &Path, arguments: &[&str]) -> Vec<u8> {
@@ -390,6 +392,25 @@ fn output_may_be_a_pipe() {
 }
 
 #[test]
+fn input_that_is_no_file_needs_an_output() {
+    let directory = directory("stdin");
+    let mut command = command(PROGRAM);
+    command
+        .args(["compile", "/proc/self/fd/0"])
+        .stdin(Stdio::piped());
+    let mut process = command.stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut stdin = process.stdin.take().expect("a pipe");
+    stdin
+        .write_all(&fs::read(WASI.wasm()).expect("a component"))
+        .expect("sent");
+    drop(stdin);
+    let output = process.wait_with_output().expect("it ends");
+    let line = "/proc/self/fd/0: not a file: say with -o what to write";
+    assert_error(&output, 1, line);
+    assert_eq!(fs::read_dir(directory).expect("a directory").count(), 0);
+}
+
+#[test]
 fn replaced_output_keeps_its_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let output = file("secret.cwasm", "old");
@@ -455,20 +476,55 @@ fn machine_code_for_another_cpu_is_refused() {
 #[test]
 fn machine_code_of_another_version_or_setting_is_refused() {
     let version = env!("CARGO_PKG_VERSION");
-    let written = format!("\"version\":\"{version}\"");
-    let other = written.replace(&version[..1], "0");
-    let edits = [
-        ("\"wasi\":\"0.2\"", "\"wasi\":\"0.3\""),
-        (written.as_str(), other.as_str()),
-    ];
-    let path = edited("setting.cwasm", WASI, &edits);
-    let name = path.to_str().expect("UTF-8");
-    let line = format!(
-        "{name}: compiled by version {}, does not fit version {version}: Module was compiled without concurrency \
-         support but it is enabled for the host; compile it again",
-        version.replacen(&version[..1], "0", 1)
-    );
-    assert_error(&run(Path::new("/"), &[name], &[]), 1, &line);
+    let other = version.replacen(&version[..1], "9", 1);
+    let [written, edit] = [version, &other].map(|version| format!("\"version\":\"{version}\""));
+    let setting = ("\"wasi\":\"0.2\"", "\"wasi\":\"0.3\"");
+    let reason = "Module was compiled without concurrency support but it is enabled for the host; compile it again";
+    for (name, edits, mismatch) in [
+        (
+            "version.cwasm",
+            &[setting, (written.as_str(), edit.as_str())][..],
+            format!("compiled by version {other}, does not fit version {version}"),
+        ),
+        (
+            "setting.cwasm",
+            &[setting],
+            "damaged, or compiled with other settings".into(),
+        ),
+    ] {
+        let path = edited(name, WASI, edits);
+        let file = path.to_str().expect("UTF-8");
+        let line = format!("{file}: {mismatch}: {reason}");
+        assert_error(&run(Path::new("/"), &[file], &[]), 1, &line);
+    }
+}
+
+/// A core module with a memory, and two instances of it.
+const TWO_MEMORIES: [u8; 24] = [
+    1, 13, 0, b'a', b's', b'm', 1, 0, 0, 0, 5, 3, 1, 0, 1, // The module.
+    2, 7, 2, 0, 0, 0, 0, 0, 0, // Two instances, of module 0, without arguments.
+];
+
+#[test]
+fn component_that_needs_more_than_a_sandbox_has_is_refused() {
+    let imports = ["wasi:cli/environment@0.2.0"];
+    let exports = ["wasi:http/incoming-handler@0.2.0"];
+    let wasm = [component(&imports, &exports), TWO_MEMORIES.into()].concat();
+    let input = file("two.wasm", wasm);
+    let output = input.with_extension("cwasm");
+    compile(&input, &output, &[]);
+    for path in [input, output] {
+        let path = path.to_str().expect("UTF-8");
+        let ended = run(Path::new("/"), &[path], &[]);
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        let line = stderr.lines().last().expect("a line");
+        let begin = format!("error: {path}: needs more than a sandbox has: ");
+        assert!(
+            line.starts_with(&begin) && line.contains("memories"),
+            "{stderr}"
+        );
+        assert_eq!(ended.status.code(), Some(1));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The HTTP contract, the same through every entry point and on every host.
 //!
-//! Runs against this workspace's server with a component for each version of WASI, or against `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
+//! Runs against this workspace's server with a component for each version of WASI, or against
+//! `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
 
 mod harness;
 

@@ -1,4 +1,4 @@
-//! What the server makes of guests that misbehave; the guests are in `fixtures.rs`.
+//! What the server makes of guests that misbehave; the guest is `fixtures/raw.rs`.
 
 mod harness;
 

@@ -380,6 +380,19 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
 }
 
 #[test]
+fn address_space_for_no_guest_ends_it() {
+    let output = limited(1 << 30).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = "error: MAX_REQUESTS=64: the address space that this process may have does not hold as many guests, \
+                each with 1 GiB; none fits: ";
+    assert!(
+        stderr.starts_with(line) && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn the_first_line_says_where_to_look() {
     let mut command = command(PROGRAM);
     let mut process = command

@@ -1,7 +1,8 @@
 //! Sends bytes to a server as a client would, over a socket, and reads what comes back: the server
 //! must answer or close, and go on. Every line that it logs must be one that a log may have.
 //!
-//! `COMPONENT=… cargo fuzz run --sanitizer none connection`, with the service's `.cwasm`; a panic on any thread ends it.
+//! `COMPONENT=… cargo fuzz run --sanitizer none connection`, with the service's `.cwasm`; a panic on any
+//! thread ends it.
 
 #![no_main]
 

@@ -2,7 +2,9 @@
 
 #[cfg(feature = "compile")]
 use crate::compile;
-use crate::component::{ARCH, Component, VERSION};
+#[cfg(feature = "compile")]
+use crate::component::ARCH;
+use crate::component::{Component, VERSION};
 use crate::config::{self, Config};
 use crate::listener::Server;
 use crate::log::{Log, printable};
@@ -134,14 +136,17 @@ Options:
 );
 
 /// An environment variable that is set and not empty.
-fn variable(name: &str) -> Option<String> {
-    let value = env::var_os(name)?.to_string_lossy().into_owned();
-    Some(value).filter(|value| !value.is_empty())
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn text(name: &str) -> Option<String> {
+    Some(variable(name)?.to_string_lossy().into_owned())
 }
 
 /// Reads the settings, of which `listen` is an argument.
 fn config(listen: Option<String>) -> Result<Config, Failure> {
-    Config::read(listen, variable).map_err(Failure::Usage)
+    Config::read(listen, text).map_err(Failure::Usage)
 }
 
 fn healthcheck(given: Arguments) -> Result<(), Failure> {
@@ -155,7 +160,7 @@ fn healthcheck(given: Arguments) -> Result<(), Failure> {
 fn compile(given: Arguments) -> Result<(), Failure> {
     no_option("compile", "--listen", &given.listen)?;
     let input = given.file.ok_or_else(|| usage("`compile` takes a .wasm"))?;
-    let (name, arch) = match (given.target, variable("TARGETARCH")) {
+    let (name, arch) = match (given.target, text("TARGETARCH")) {
         (Some(arch), _) => ("--target", arch),
         (None, Some(arch)) => ("TARGETARCH", arch),
         (None, None) => ("this machine", ARCH.to_owned()),

@@ -1,5 +1,5 @@
-//! The compiler: a `.wasm` in, a `.cwasm` out, for Linux on any CPU of an architecture. The same input gives the
-//! same bytes.
+//! The compiler: a `.wasm` in, a `.cwasm` out, for Linux on any CPU of an architecture. The same file of the same
+//! name gives the same bytes.
 
 use crate::component::{Description, VERSION, Wasi, require_component, unreadable};
 use crate::log::printable;
@@ -44,7 +44,16 @@ pub fn arch(name: &str) -> Result<&'static str, String> {
 pub fn file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result<(), String> {
     let wasm = fs::read(input).map_err(|error| unreadable(input, &error))?;
     let description = describe(input, &wasm, arch)?;
-    let output = output.unwrap_or_else(|| input.with_extension("cwasm"));
+    let output = match output {
+        Some(output) => output,
+        None if input.is_file() => input.with_extension("cwasm"),
+        None => {
+            return Err(format!(
+                "{}: not a file: say with -o what to write",
+                input.display()
+            ));
+        }
+    };
     let denied = |error: io::Error| format!("cannot write {}: {error}", output.display());
     // What can be told before minutes of work.
     let destination = Destination::of(&output).map_err(denied)?;
@@ -56,7 +65,8 @@ pub fn file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result<(), Str
     }
     let compiled = with_progress(input, &description, wasm.len(), || {
         compile(&wasm, &description)
-    })?;
+    })
+    .map_err(|error| format!("{}: {error:#}", input.display()))?;
     destination.write(&compiled).map_err(denied)?;
     say(&format!(
         "wrote {} ({})",
@@ -168,13 +178,13 @@ fn say(line: &str) {
 /// Does what compiles a component, and says on standard error what is going on.
 ///
 /// # Errors
-/// One line that says why the component does not compile.
+/// When the component does not compile.
 pub fn with_progress<T>(
     input: &Path,
     description: &Description,
     bytes: usize,
     compile: impl FnOnce() -> wasmtime::Result<T>,
-) -> Result<T, String> {
+) -> wasmtime::Result<T> {
     let started = Instant::now();
     let Description { wasi, arch, .. } = description;
     let input = input.display();
@@ -196,7 +206,7 @@ pub fn with_progress<T>(
         drop(done);
         compiled
     });
-    let compiled = compiled.map_err(|error| format!("{input}: {error:#}"))?;
+    let compiled = compiled?;
     say(&format!(
         "compiled in {:.1} s",
         started.elapsed().as_secs_f32()

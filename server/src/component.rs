@@ -208,8 +208,12 @@ impl Component {
             Code::Compiled(file) => self.map(engine, file),
             #[cfg(feature = "compile")]
             Code::Wasm(wasm) => {
+                let path = self.path.display();
                 compile::with_progress(&self.path, &self.description, wasm.len(), || {
                     wasmtime::component::Component::new(engine, wasm)
+                })
+                .map_err(|error| {
+                    too_large(&path, &error).unwrap_or_else(|| format!("{path}: {error:#}"))
                 })
             }
         }
@@ -235,12 +239,17 @@ impl Component {
         #[allow(unsafe_code)]
         let component = unsafe { wasmtime::component::Component::deserialize_file(engine, opened) };
         component.map_err(|error| {
-            let reason = error.root_cause();
+            if let Some(line) = too_large(&path, &error) {
+                return line;
+            }
             let mismatch = match version.as_str() {
-                VERSION => "damaged or compiled with other settings".into(),
+                VERSION => "damaged, or compiled with other settings".into(),
                 _ => format!("compiled by version {version}, does not fit version {VERSION}"),
             };
-            format!("{path}: {mismatch}: {reason}; compile it again")
+            format!(
+                "{path}: {mismatch}: {}; compile it again",
+                error.root_cause()
+            )
         })
     }
 
@@ -259,6 +268,14 @@ impl Component {
         }
         Ok(())
     }
+}
+
+/// The line for an error that says that the pool of sandboxes has no room for a component. Wasmtime's errors
+/// have no kinds; those of the pool's limits say what exceeds them.
+fn too_large(path: impl fmt::Display, error: &wasmtime::Error) -> Option<String> {
+    let reason = error.root_cause().to_string();
+    let is_limit = reason.contains(" exceeds ");
+    is_limit.then(|| format!("{path}: needs more than a sandbox has: {reason}"))
 }
 
 /// Checks by its first bytes that a file is a component.

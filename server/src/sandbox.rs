@@ -544,14 +544,15 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
                 Err(_) => too_many = middle,
             }
         }
-        match fit {
-            0 => format!("cannot start: {error:#}"),
-            _ => format!(
-                "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, \
-                 each with {} GiB; {fit} fit",
-                engine::MEMORY_RESERVATION >> 30
-            ),
-        }
+        format!(
+            "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, each \
+             with {} GiB; {}",
+            engine::MEMORY_RESERVATION >> 30,
+            match fit {
+                0 => format!("none fits: {}", error.root_cause()),
+                _ => format!("{fit} fit"),
+            }
+        )
     })
 }
 

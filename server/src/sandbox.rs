@@ -527,8 +527,6 @@ impl Guest {
 /// leaves, the line has the most guests that fit.
 fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     let engine = |calls| {
-        let mut spare = Vec::<u8>::new();
-        spare.try_reserve_exact(SPARE_ADDRESS_SPACE)?;
         let mut config = engine::config(wasi);
         let pool = pool(calls, limits.memory);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -536,12 +534,17 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     };
     let calls = limits.calls;
     engine(calls).map_err(|error| {
+        let fits = |calls| {
+            let mut spare = Vec::<u8>::new();
+            spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok() && engine(calls).is_ok()
+        };
         let (mut fit, mut too_many) = (0, calls);
         while fit + 1 < too_many {
             let middle = fit + (too_many - fit) / 2;
-            match engine(middle) {
-                Ok(_) => fit = middle,
-                Err(_) => too_many = middle,
+            if fits(middle) {
+                fit = middle;
+            } else {
+                too_many = middle;
             }
         }
         format!(
@@ -556,7 +559,7 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
     })
 }
 
-/// Address space that the guests have to leave, in bytes: for the threads with their stacks, and what the
+/// Address space that the advice on `MAX_REQUESTS` leaves, in bytes: for the threads with their stacks, and what the
 /// allocator reserves for each.
 const SPARE_ADDRESS_SPACE: usize = 256 << 20;
 

@@ -13,8 +13,10 @@ WORKDIR /build
 COPY server/release server/
 RUN server/release
 ENV PATH=/tmp/cargo-auditable/bin:$PATH
-# What Cargo knows dependencies by. They take minutes and change seldom: each stage below compiles them
-# with empty sources first. The sources are touched then, as Cargo goes by the time of a file.
+
+# What Cargo knows dependencies by. They take minutes and change seldom: the stages below compile them with
+# empty sources first. The sources are touched then, as Cargo goes by the time of a file.
+FROM toolchain AS manifests
 COPY Cargo.toml Cargo.lock ./
 COPY server/Cargo.toml server/
 RUN mkdir -p src server/src \
@@ -23,7 +25,7 @@ RUN mkdir -p src server/src \
 
 
 # The component: one file for all architectures, with a list of what it is made of.
-FROM toolchain AS component-build
+FROM manifests AS component-build
 # Wherever the dependencies are, the same sources are to give the same bits.
 ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
 RUN cargo auditable build --release --locked --target wasm32-wasip2
@@ -36,8 +38,19 @@ FROM scratch AS component
 COPY --from=component-build /build/target/wasm32-wasip2/release/wasi_essentials.wasm /component.wasm
 
 
+# The server's manifests without the component's: another dependency of the component compiles no server.
+FROM manifests AS server-manifests
+RUN awk '/^\[/ { keep = /^\[(workspace|profile)/ } keep' Cargo.toml > server.toml \
+    && mv server.toml Cargo.toml \
+    && cargo update --workspace
+
+FROM toolchain AS server-toolchain
+COPY --from=server-manifests /build/Cargo.toml /build/Cargo.lock ./
+COPY --from=server-manifests /build/server server
+
+
 # The program with the compiler in it, which runs on the building machine.
-FROM toolchain AS compiler
+FROM server-toolchain AS compiler
 RUN cargo build --release --locked --package server
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
@@ -54,7 +67,7 @@ RUN wasi-essentials compile /component.wasm \
 
 
 # The runtime, without the compiler: the same file for every component.
-FROM toolchain AS runtime-build
+FROM server-toolchain AS runtime-dependencies
 ARG BUILDARCH
 ARG TARGETARCH
 ENV ARCH=${TARGETARCH}
@@ -62,6 +75,8 @@ RUN test "$TARGETARCH" = "$BUILDARCH" \
     || { apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross; }
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
+
+FROM runtime-dependencies AS runtime-build
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Guest, PROGRAM, SPIN, Server, WASI, command};
+use harness::{Guest, PROGRAM, SPIN, Server, WASI, assert_error, command};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -52,16 +52,6 @@ fn compile(input: &Path, output: &Path, arguments: &[&str]) -> Vec<u8> {
     let ended = command.output().expect("it runs");
     assert!(ended.status.success(), "{ended:?}");
     fs::read(output).expect("the output")
-}
-
-/// Checks that the program ends with this status and, after what it says of its work, this one line.
-#[track_caller]
-fn assert_error(output: &Output, status: i32, line: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let lines = stderr.lines().filter(|line| !line.starts_with("compil"));
-    assert_eq!(lines.collect::<Vec<_>>(), [format!("error: {line}")]);
-    assert_eq!(output.status.code(), Some(status));
-    assert!(output.stdout.is_empty(), "{output:?}");
 }
 
 /// Checks what `serve` and `compile` say of a file.

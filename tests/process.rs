@@ -2,7 +2,9 @@
 
 mod harness;
 
-use harness::{Answer, CHUNKED_POST, Connection, PROGRAM, Server, WASI, command, words};
+use harness::{
+    Answer, CHUNKED_POST, Connection, PROGRAM, Server, WASI, assert_error, command, words,
+};
 use rustix::process::Signal;
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
@@ -13,16 +15,6 @@ fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = command(PROGRAM);
     command.args(arguments).envs(env.iter().copied());
     command.output().expect("the server runs")
-}
-
-#[track_caller]
-fn assert_error(output: &Output, status: i32, line: &str) {
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        format!("error: {line}\n")
-    );
-    assert_eq!(output.status.code(), Some(status));
-    assert!(output.stdout.is_empty(), "{output:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -268,6 +268,16 @@ pub fn command(executable: &str) -> Command {
     let mut command = Command::new(executable);
     command.env_clear().stdin(Stdio::null());
     command
+}
+
+/// Checks that the program ends with this status and, after what it says of its work, this one line.
+#[track_caller]
+pub fn assert_error(output: &Output, status: i32, line: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines = stderr.lines().filter(|line| !line.starts_with("compil"));
+    assert_eq!(lines.collect::<Vec<_>>(), [format!("error: {line}")]);
+    assert_eq!(output.status.code(), Some(status));
+    assert!(output.stdout.is_empty(), "{output:?}");
 }
 
 /// One answer.

@@ -28,14 +28,14 @@ RUN mkdir -p src server/src \
 FROM manifests AS component-build
 # Wherever the dependencies are, the same sources are to give the same bits.
 ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
-RUN cargo auditable build --release --locked --target wasm32-wasip2
+RUN cargo auditable build --profile image --locked --target wasm32-wasip2
 COPY build.rs ./
 COPY src src
 RUN touch build.rs src/*.rs \
-    && cargo auditable build --release --locked --target wasm32-wasip2
+    && cargo auditable build --profile image --locked --target wasm32-wasip2
 
 FROM scratch AS component
-COPY --from=component-build /build/target/wasm32-wasip2/release/wasi_essentials.wasm /component.wasm
+COPY --from=component-build /build/target/wasm32-wasip2/image/wasi_essentials.wasm /component.wasm
 
 
 # The server's manifests without the component's: another dependency of the component compiles no server.

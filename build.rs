@@ -14,7 +14,8 @@ fn main() {
     if env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|family| family == "wasm") {
         // Not `-cdylib` and `-examples`, which leave out examples that are libraries.
         println!("cargo::rustc-link-arg=-zstack-size={STACK_BYTES}");
-        // Cargo does not apply a profile's `strip` to a package for which the profile has a section.
+        // Cargo does not apply a profile's `strip` to a package for which the profile has a section. `PROFILE` is
+        // `release` for the profiles that inherit it, too.
         if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
             println!("cargo::rustc-link-arg=--strip-all");
         }

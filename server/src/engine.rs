@@ -13,6 +13,8 @@ pub fn config(wasi: Wasi) -> Config {
     let mut config = Config::new();
     config
         .concurrency_support(wasi == Wasi::P3)
+        // Names for debuggers and profilers: 7 % of a file.
+        .debug_symbols(false)
         .epoch_interruption(true)
         .generate_address_map(false)
         .memory_guard_size(64 << 10)

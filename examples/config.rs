@@ -1,8 +1,9 @@
 //! Greets with what the environment says, or with a default.
 //!
 //!     cargo build --release --target wasm32-wasip2 --example config
-//!     wasmtime serve -Scli --env GREETING=Ahoy target/wasm32-wasip2/release/examples/config.wasm
-//!     curl http://localhost:8080/
+//!     GUEST_ENV=GREETING GREETING=Ahoy \
+//!       cargo run --release --package server -- target/wasm32-wasip2/release/examples/config.wasm
+//!     curl http://localhost:5000/
 
 #![cfg(target_family = "wasm")]
 

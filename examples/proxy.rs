@@ -1,9 +1,9 @@
 //! Passes requests on to another service, and its responses back.
 //!
 //!     cargo build --release --target wasm32-wasip2 --example proxy
-//!     wasmtime serve -Scli --env UPSTREAM=http://localhost:5000 \
-//!       target/wasm32-wasip2/release/examples/proxy.wasm
-//!     curl http://localhost:8080/health
+//!     GUEST_ENV=UPSTREAM UPSTREAM=http://localhost:8000 ALLOWED_OUTBOUND_HOSTS=http://localhost:8000 \
+//!       cargo run --release --package server -- target/wasm32-wasip2/release/examples/proxy.wasm
+//!     curl http://localhost:5000/
 
 #![cfg(target_family = "wasm")]
 

@@ -1,6 +1,5 @@
 //! What the examples respond, on our server; or in `wasmtime serve`, if `EXAMPLES_HOST` is `wasmtime`, which then
-//! has to be on PATH. Those that need what a guest on our server does not get are ignored unless asked for:
-//! `EXAMPLES_HOST=wasmtime cargo test --package server --test examples -- --include-ignored`.
+//! has to be on PATH.
 
 mod harness;
 
@@ -42,7 +41,13 @@ impl Example {
     }
 
     fn serve_on_ours(example: Guest, env: &[(&str, &str)]) -> Self {
-        let mut server = Server::start(example, env);
+        let names: Vec<_> = env.iter().map(|(name, _)| *name).collect();
+        let names = names.join(",");
+        let granted = [
+            ("GUEST_ENV", names.as_str()),
+            ("ALLOWED_OUTBOUND_HOSTS", "http://127.0.0.1:*"),
+        ];
+        let mut server = Server::start(example, &[env, &granted].concat());
         server.ignore_log();
         Self {
             address: server.address,
@@ -165,14 +170,12 @@ fn stream_sends_each_event_as_it_comes() {
 }
 
 #[test]
-#[ignore = "needs what our server does not grant"]
 fn config_greets_by_default() {
     let config = Example::serve("config", &[]);
     assert_eq!(config.get("/"), (200, "Hello from WebAssembly!\n".into()));
 }
 
 #[test]
-#[ignore = "needs what our server does not grant"]
 fn config_greets_as_the_environment_says() {
     let config = Example::serve("config", &[("GREETING", "Ahoy")]);
     assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
@@ -186,7 +189,6 @@ fn upstream() -> (TcpListener, String) {
 }
 
 #[test]
-#[ignore = "needs what our server does not grant"]
 fn proxy_passes_request_and_response_on() {
     let (listener, upstream) = upstream();
     let received = thread::spawn(move || {
@@ -224,7 +226,6 @@ fn proxy_passes_request_and_response_on() {
 }
 
 #[test]
-#[ignore = "needs what our server does not grant"]
 fn proxy_returns_502_when_the_other_service_fails() {
     // Nobody listens there any more.
     let (listener, upstream) = upstream();
@@ -234,7 +235,6 @@ fn proxy_returns_502_when_the_other_service_fails() {
 }
 
 #[test]
-#[ignore = "needs what our server does not grant"]
 fn proxy_returns_504_when_the_other_service_is_late() {
     // The system accepts connections that nobody takes.
     let (_listener, upstream) = upstream();

@@ -146,7 +146,7 @@ fn text(name: &str) -> Option<String> {
 
 /// Reads the settings, of which `listen` is an argument.
 fn config(listen: Option<String>) -> Result<Config, Failure> {
-    Config::read(listen, text).map_err(Failure::Usage)
+    Config::read(listen, |name| env::var_os(name)).map_err(Failure::Usage)
 }
 
 fn healthcheck(given: Arguments) -> Result<(), Failure> {
@@ -222,6 +222,7 @@ fn version() -> String {
 
 fn run_server(component: &Component, config: Config) -> Result<(), String> {
     let no = |error: io::Error| format!("cannot start: {error}");
+    let granted = config.granted();
     let log = Log::start(config.log_format, io::stdout()).map_err(no)?;
     let server = Server::bind(component, config, &log)?;
     let address = server.address().map_err(no)?;
@@ -238,6 +239,9 @@ fn run_server(component: &Component, config: Config) -> Result<(), String> {
                 component.description,
                 visible(address)
             ));
+            if let Some(granted) = granted {
+                log.event(format_args!("the component may use {granted}"));
+            }
             server.run(stop).await
         });
     log.flush(FLUSH);

@@ -3,7 +3,7 @@
 
 use crate::component::{Description, VERSION, Wasi, require_component, unreadable};
 use crate::log::printable;
-use crate::{engine, host};
+use crate::{engine, imports};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -99,6 +99,9 @@ pub fn describe(path: &Path, wasm: &[u8], arch: &str) -> Result<Description, Str
         name: name.chars().take(MAX_NAME_CHARS).collect(),
         sha256: format!("{:x}", Sha256::digest(wasm)),
         initial_memory: contents.initial_memory,
+        memories: contents.memories,
+        tables: contents.tables,
+        table_elements: contents.table_elements,
         arch: arch.to_owned(),
         version: VERSION.to_owned(),
     })
@@ -225,6 +228,9 @@ struct Contents {
     imports: Vec<String>,
     exports: Vec<String>,
     initial_memory: u64,
+    memories: u32,
+    tables: u32,
+    table_elements: u64,
 }
 
 impl Contents {
@@ -239,9 +245,17 @@ impl Contents {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) if depth > 0 => depth -= 1,
                 Payload::MemorySection(memories) => {
+                    contents.memories += memories.count();
                     for memory in memories {
                         let bytes = memory?.initial.saturating_mul(PAGE);
                         contents.initial_memory = contents.initial_memory.max(bytes);
+                    }
+                }
+                Payload::TableSection(tables) => {
+                    contents.tables += tables.count();
+                    for table in tables {
+                        let elements = table?.ty.initial;
+                        contents.table_elements = contents.table_elements.max(elements);
                     }
                 }
                 Payload::ComponentImportSection(imports) if depth == 0 => {
@@ -267,10 +281,10 @@ impl Contents {
 
     /// The version of WASI that the component is to be served with.
     fn wasi(&self) -> Result<Wasi, String> {
-        host::check_imports(self.imports.iter().map(String::as_str))?;
+        imports::check_imports(self.imports.iter().map(String::as_str))?;
         let exports = |interface, version| {
             let mut names = self.exports.iter();
-            names.any(|name| host::is_release(name, interface, version))
+            names.any(|name| imports::is_release(name, interface, version))
         };
         if exports("wasi:http/incoming-handler", "0.2.") {
             Ok(Wasi::P2)

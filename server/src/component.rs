@@ -12,7 +12,7 @@
 
 #[cfg(feature = "compile")]
 use crate::compile;
-use crate::config::GuestMemory;
+use crate::config::MemorySize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -69,6 +69,11 @@ pub struct Description {
     pub sha256: String,
     /// Size of the largest linear memory that an instance starts with, in bytes.
     pub initial_memory: u64,
+    /// How many linear memories the modules within define, and how many tables.
+    pub memories: u32,
+    pub tables: u32,
+    /// Size of the largest table that an instance starts with, in elements.
+    pub table_elements: u64,
     /// The CPU architecture that the machine code is for, as [`ARCH`] has it.
     pub arch: String,
     /// Version of this program that compiled it.
@@ -257,10 +262,10 @@ impl Component {
     ///
     /// # Errors
     /// One line that names the setting and what it has to be.
-    pub fn check_memory(&self, most: GuestMemory) -> Result<(), String> {
+    pub fn check_memory(&self, most: MemorySize) -> Result<(), String> {
         let initial = self.description.initial_memory;
         if initial > most.0 {
-            let needed = GuestMemory(initial);
+            let needed = MemorySize(initial);
             return Err(format!(
                 "GUEST_MEMORY={most}: {} starts with {needed}",
                 self.path.display()

@@ -2,6 +2,8 @@
 
 use crate::engine::MEMORY_RESERVATION;
 use crate::log::{Format, printable};
+use crate::outbound::{self, AllowedHost};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -9,21 +11,30 @@ use std::time::Duration;
 /// The settings, for `--help`.
 pub const HELP: &str = "\
 Settings, from the environment:
-  COMPONENT             the component's file                    /component.cwasm
-  LISTEN                address and port to listen on           0.0.0.0:5000
-  PORT                  the port alone; LISTEN has priority     5000
-  LOG_FORMAT            text or json                            text
-  ACCESS_LOG            on or off: a line for each request      on
-  MAX_CONNECTIONS       connections open at a time              10000
-  MAX_REQUESTS          requests in the component at a time     64
-  REQUESTS_PER_SANDBOX  requests that one sandbox may serve     1
-  GUEST_MEMORY          most memory of a sandbox, up to 1GiB    64MiB
-  IDLE_TIMEOUT          for the next request to begin           75s
-  HEADER_TIMEOUT        for a request's head to arrive          10s
-  BODY_TIMEOUT          for the next piece of a request's body  10s
-  WRITE_TIMEOUT         for a client to take more of an answer  30s
-  GUEST_TIMEOUT         for the component to answer             10s
-  DRAIN_TIMEOUT         for a shutdown to let work finish       8s";
+  COMPONENT                    the component's file                      /component.cwasm
+  LISTEN                       address and port to listen on             0.0.0.0:5000
+  PORT                         the port alone; LISTEN has priority       5000
+  LOG_FORMAT                   text or json                              text
+  ACCESS_LOG                   on or off: a line for each request        on
+  MAX_CONNECTIONS              connections open at a time                10000
+  MAX_REQUESTS                 requests in the component at a time       64
+  REQUESTS_PER_SANDBOX         requests that one sandbox may serve       1
+  GUEST_MEMORY                 most memory of a sandbox, up to 1GiB      64MiB
+  GUEST_MEMORY_RESIDENT        of that, kept for the sandbox's next use  256KiB
+  IDLE_TIMEOUT                 for the next request to begin             75s
+  HEADER_TIMEOUT               for a request's head to arrive            10s
+  BODY_TIMEOUT                 for the next piece of a request's body    10s
+  WRITE_TIMEOUT                for a client to take more of an answer    30s
+  GUEST_TIMEOUT                for the component to answer               10s
+  DRAIN_TIMEOUT                for a shutdown to let work finish         8s
+
+What the component may use, which is nothing by default:
+  GUEST_ENV                    names of variables that it sees, such as GREETING,UPSTREAM
+  ALLOWED_OUTBOUND_HOSTS       where it may send requests, such as https://api.example.com,http://*.internal:8080
+  MAX_OUTBOUND_CONNECTIONS     connections for them at a time            64
+  OUTBOUND_CONNECT_TIMEOUT     for a connection: DNS, TCP and TLS        2s
+  OUTBOUND_FIRST_BYTE_TIMEOUT  from then to the head of the response     4s
+  OUTBOUND_IDLE_TIMEOUT        for the next piece of the response        4s";
 
 /// Validated settings.
 #[derive(Clone, Debug)]
@@ -34,7 +45,11 @@ pub struct Config {
     pub max_connections: u32,
     pub max_requests: u32,
     pub requests_per_sandbox: u32,
-    pub guest_memory: GuestMemory,
+    pub guest_memory: MemorySize,
+    pub guest_memory_resident: MemorySize,
+    /// The variables that guests see, as they are in the server's environment.
+    pub guest_env: Vec<(String, String)>,
+    pub outbound: outbound::Limits,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
@@ -51,7 +66,7 @@ impl Config {
     /// One line that names the setting, its value and what it takes.
     pub fn read(
         listen: Option<String>,
-        env: impl Fn(&str) -> Option<String>,
+        env: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, String> {
         let env = Env(env);
         let port = env.get("PORT", 5000, port)?;
@@ -67,7 +82,20 @@ impl Config {
             max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
             max_requests: env.get("MAX_REQUESTS", 64, count::<4096>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
-            guest_memory: env.get("GUEST_MEMORY", GuestMemory(64 << 20), guest_memory)?,
+            guest_memory: env.get("GUEST_MEMORY", MemorySize(64 << 20), memory_size)?,
+            guest_memory_resident: env.get(
+                "GUEST_MEMORY_RESIDENT",
+                MemorySize(256 << 10),
+                memory_size,
+            )?,
+            guest_env: env.granted("GUEST_ENV")?,
+            outbound: outbound::Limits {
+                allowed: env.list("ALLOWED_OUTBOUND_HOSTS", AllowedHost::parse)?,
+                connections: env.get("MAX_OUTBOUND_CONNECTIONS", 64, count::<4096>)?,
+                connect_timeout: env.seconds("OUTBOUND_CONNECT_TIMEOUT", 2)?,
+                first_byte_timeout: env.seconds("OUTBOUND_FIRST_BYTE_TIMEOUT", 4)?,
+                idle_timeout: env.seconds("OUTBOUND_IDLE_TIMEOUT", 4)?,
+            },
             idle_timeout: env.seconds("IDLE_TIMEOUT", 75)?,
             header_timeout: env.seconds("HEADER_TIMEOUT", 10)?,
             body_timeout: env.seconds("BODY_TIMEOUT", 10)?,
@@ -76,13 +104,33 @@ impl Config {
             drain_timeout: env.seconds("DRAIN_TIMEOUT", 8)?,
         })
     }
+
+    /// What guests may use beyond what every guest may, for the log; `None` if that is nothing.
+    pub fn granted(&self) -> Option<String> {
+        let names: Vec<_> = self
+            .guest_env
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let allowed = &self.outbound.allowed;
+        let hosts: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        let granted = [
+            ("the variables", names.join(", ")),
+            ("outbound HTTP to", hosts.join(", ")),
+        ];
+        let granted = granted.iter().filter(|(_, list)| !list.is_empty());
+        let granted: Vec<_> = granted
+            .map(|(what, list)| format!("{what} {list}"))
+            .collect();
+        (!granted.is_empty()).then(|| granted.join(" and "))
+    }
 }
 
-/// The most linear memory that one guest gets, in bytes.
+/// A size of linear memory, in bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct GuestMemory(pub u64);
+pub struct MemorySize(pub u64);
 
-impl fmt::Display for GuestMemory {
+impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let bytes = self.0;
         let unit = UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
@@ -97,9 +145,14 @@ const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 <
 
 struct Env<F>(F);
 
-impl<F: Fn(&str) -> Option<String>> Env<F> {
+impl<F: Fn(&str) -> Option<OsString>> Env<F> {
+    fn text(&self, name: &str) -> Option<String> {
+        let value = (self.0)(name).filter(|value| !value.is_empty())?;
+        Some(value.to_string_lossy().into_owned())
+    }
+
     fn get<T>(&self, name: &str, default: T, parse: Parse<T>) -> Result<T, String> {
-        match (self.0)(name).filter(|value| !value.is_empty()) {
+        match self.text(name) {
             Some(value) => check(name, &value, parse),
             None => Ok(default),
         }
@@ -107,6 +160,32 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
 
     fn seconds(&self, name: &str, default: u64) -> Result<Duration, String> {
         self.get(name, Duration::from_secs(default), duration)
+    }
+
+    /// Reads a comma-separated list, by default an empty one.
+    fn list<T>(&self, name: &str, parse: Parse<T>) -> Result<Vec<T>, String> {
+        let Some(list) = self.text(name) else {
+            return Ok(Vec::new());
+        };
+        let items = list.split(',').map(str::trim);
+        items.map(|item| check(name, item, parse)).collect()
+    }
+
+    /// Reads the variables that a list names. One that is not set is left out, so that a component has its default.
+    fn granted(&self, name: &str) -> Result<Vec<(String, String)>, String> {
+        let mut granted = Vec::<(String, String)>::new();
+        for variable in self.list(name, variable_name)? {
+            let Some(value) = (self.0)(&variable) else {
+                continue;
+            };
+            let value = value
+                .into_string()
+                .map_err(|_| format!("{name}={variable}: the value of {variable} is not UTF-8"))?;
+            if granted.iter().all(|(name, _)| *name != variable) {
+                granted.push((variable, value));
+            }
+        }
+        Ok(granted)
     }
 }
 
@@ -148,14 +227,21 @@ fn count<const MAX: u32>(value: &str) -> Result<u32, String> {
     in_range.ok_or_else(|| format!("not a whole number from 1 to {MAX}"))
 }
 
-fn guest_memory(value: &str) -> Result<GuestMemory, String> {
+fn memory_size(value: &str) -> Result<MemorySize, String> {
     let bytes = UNITS.iter().find_map(|(name, unit)| {
         let number = value.strip_suffix(name)?;
         number.parse::<u64>().ok()?.checked_mul(*unit)
     });
     let in_range = bytes.filter(|bytes| (64 << 10..=MEMORY_RESERVATION).contains(bytes));
     let bytes = in_range.ok_or("not a size from 64KiB to 1GiB (such as 64MiB)")?;
-    Ok(GuestMemory(bytes))
+    Ok(MemorySize(bytes))
+}
+
+fn variable_name(value: &str) -> Result<String, String> {
+    let is_name = !value.is_empty() && !value.contains('=') && !value.contains(char::is_whitespace);
+    is_name
+        .then(|| value.to_owned())
+        .ok_or_else(|| "not names of variables (such as GREETING,UPSTREAM)".into())
 }
 
 fn duration(value: &str) -> Result<Duration, String> {
@@ -173,7 +259,7 @@ mod tests {
     fn read(env: &[(&str, &str)]) -> Result<Config, String> {
         Config::read(None, |name| {
             let (_, value) = env.iter().find(|(key, _)| *key == name)?;
-            Some(value.to_string())
+            Some(value.into())
         })
     }
 
@@ -189,6 +275,26 @@ mod tests {
                 config.requests_per_sandbox.to_string(),
             ),
             ("GUEST_MEMORY", config.guest_memory.to_string()),
+            (
+                "GUEST_MEMORY_RESIDENT",
+                config.guest_memory_resident.to_string(),
+            ),
+            (
+                "MAX_OUTBOUND_CONNECTIONS",
+                config.outbound.connections.to_string(),
+            ),
+            (
+                "OUTBOUND_CONNECT_TIMEOUT",
+                format!("{:?}", config.outbound.connect_timeout),
+            ),
+            (
+                "OUTBOUND_FIRST_BYTE_TIMEOUT",
+                format!("{:?}", config.outbound.first_byte_timeout),
+            ),
+            (
+                "OUTBOUND_IDLE_TIMEOUT",
+                format!("{:?}", config.outbound.idle_timeout),
+            ),
             ("IDLE_TIMEOUT", format!("{:?}", config.idle_timeout)),
             ("HEADER_TIMEOUT", format!("{:?}", config.header_timeout)),
             ("BODY_TIMEOUT", format!("{:?}", config.body_timeout)),
@@ -196,7 +302,8 @@ mod tests {
             ("GUEST_TIMEOUT", format!("{:?}", config.guest_timeout)),
             ("DRAIN_TIMEOUT", format!("{:?}", config.drain_timeout)),
         ] {
-            let line = HELP.lines().find(|line| line.contains(name)).expect(name);
+            let is_of = |line: &&str| line.trim_start().starts_with(&format!("{name} "));
+            let line = HELP.lines().find(is_of).expect(name);
             assert!(line.ends_with(&format!(" {default}")), "{line}");
         }
     }
@@ -215,6 +322,24 @@ mod tests {
             flag.expect_err("LISTEN is not looked at, LOG_FORMAT is")
                 .starts_with("LOG_FORMAT=83")
         );
+    }
+
+    #[test]
+    fn guests_see_the_variables_that_are_named() {
+        let env = [
+            ("GUEST_ENV", "A, B,MISSING,A"),
+            ("A", "1"),
+            ("B", ""),
+            ("C", "3"),
+        ];
+        let config = read(&env).expect("valid");
+        let pairs = [
+            ("A".to_owned(), "1".to_owned()),
+            ("B".to_owned(), String::new()),
+        ];
+        assert_eq!(config.guest_env, pairs);
+        assert_eq!(config.granted().as_deref(), Some("the variables A, B"));
+        assert_eq!(read(&[]).expect("valid").granted(), None);
     }
 
     #[test]

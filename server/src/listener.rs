@@ -3,7 +3,9 @@
 
 use crate::component::Component;
 use crate::config::Config;
+use crate::host::Shared;
 use crate::log::{Log, Often};
+use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::Service;
 use crate::transport;
@@ -69,8 +71,16 @@ impl Server {
             time: config.guest_timeout,
             requests: config.requests_per_sandbox,
             memory: config.guest_memory,
+            resident: config.guest_memory_resident,
         };
-        let sandbox = Sandbox::load(component, limits, log.clone())?;
+        let variables = config.guest_env.clone();
+        let shared = Shared {
+            log: log.clone(),
+            config: variables.iter().cloned().collect(),
+            variables,
+            outbound: Outbound::new(config.outbound.clone(), config.guest_timeout),
+        };
+        let sandbox = Sandbox::load(component, limits, shared)?;
         Ok(Self {
             listener,
             service: Arc::new(Service {
@@ -102,7 +112,7 @@ impl Server {
     pub async fn run(self, mut stop: mpsc::Receiver<String>) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
         let all = self.config.max_connections;
-        allow_files(u64::from(all), &self.log);
+        allow_files(&self.config, &self.log);
         let (close_idle, closing) = watch::channel(false);
         let workers = (0..cores())
             .map(|_| Worker::start(self.service.clone(), &self.config, closing.clone()))
@@ -177,7 +187,12 @@ fn advice(error: &io::Error) -> String {
 
 /// Raises the limit on file descriptors as far as this process may: shells and engines set it low
 /// for the sake of programs that use `select`.
-fn allow_files(connections: u64, log: &Log) {
+fn allow_files(config: &Config, log: &Log) {
+    let connections = u64::from(config.max_connections);
+    let outbound = match config.outbound.allowed.as_slice() {
+        [] => 0,
+        _ => u64::from(config.outbound.connections),
+    };
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
@@ -185,7 +200,7 @@ fn allow_files(connections: u64, log: &Log) {
     };
     let _ = setrlimit(Resource::Nofile, raised);
     if let Some(files) = getrlimit(Resource::Nofile).current
-        && files < connections + OWN_FILES
+        && files < connections + outbound + OWN_FILES
     {
         log.event(format_args!(
             "the limit of {files} file descriptors is below MAX_CONNECTIONS={connections}"

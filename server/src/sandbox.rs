@@ -5,11 +5,10 @@
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
 use crate::clock::Clock;
-use crate::component::{Component, Wasi};
-use crate::config::GuestMemory;
-use crate::engine;
-use crate::host::{self, Host};
-use crate::log::Log;
+use crate::component::{Component, Description, Wasi};
+use crate::config::MemorySize;
+use crate::host::{Host, Shared};
+use crate::{engine, imports};
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -45,7 +44,7 @@ pub struct Sandbox {
     /// Guests that may serve again.
     idle: Mutex<Vec<Guest>>,
     clock: Clock,
-    log: Log,
+    shared: Arc<Shared>,
 }
 
 /// What bounds the guest calls of a sandbox.
@@ -58,7 +57,9 @@ pub struct Limits {
     /// Requests that a guest serves before it is thrown away.
     pub requests: u32,
     /// Linear memory of one guest.
-    pub memory: GuestMemory,
+    pub memory: MemorySize,
+    /// Linear memory that a guest leaves resident for the next one.
+    pub resident: MemorySize,
 }
 
 /// The component, linked, by the `wasi:http` world that it exports.
@@ -191,12 +192,11 @@ impl Sandbox {
     /// # Errors
     /// One line, when the machine code is not for this machine or this program, when the component imports
     /// what a guest here does not get, or when the system denies memory or a thread.
-    pub fn load(component: &Component, limits: Limits, log: Log) -> Result<Self, String> {
+    pub fn load(component: &Component, limits: Limits, shared: Shared) -> Result<Self, String> {
         component.check_memory(limits.memory)?;
-        let wasi = component.description.wasi;
-        let engine = engine(wasi, limits)?;
+        let engine = engine(&component.description, limits)?;
         let loaded = component.load(&engine)?;
-        Self::link(engine, &loaded, wasi, limits, log)
+        Self::link(engine, &loaded, component.description.wasi, limits, shared)
             .map_err(|error| format!("{}: {error:#}", component.path.display()))
     }
 
@@ -205,11 +205,11 @@ impl Sandbox {
         component: &wasmtime::component::Component,
         wasi: Wasi,
         limits: Limits,
-        log: Log,
+        shared: Shared,
     ) -> wasmtime::Result<Self> {
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
-        let ready = host::linker(&engine, component, wasi)?.instantiate_pre(component)?;
+        let ready = imports::linker(&engine, component, wasi)?.instantiate_pre(component)?;
         let ready = match wasi {
             Wasi::P2 => ProxyPre::P2(p2::ProxyPre::new(ready)?),
             Wasi::P3 => ProxyPre::P3(p3::ServicePre::new(ready)?),
@@ -220,7 +220,7 @@ impl Sandbox {
             engine,
             ready,
             limits,
-            log,
+            shared: Arc::new(shared),
         })
     }
 
@@ -261,12 +261,13 @@ impl Sandbox {
             }
             Turn::Waits(answer) => {
                 let (head, body) = answer?.into_parts();
-                let log = self.log.clone();
+                let shared = self.shared.clone();
                 let in_flight = state.clone();
                 let guest = tokio::spawn(async move {
                     if let Err(failure) = call.await {
                         in_flight.broken.store(true, Ordering::Relaxed);
                         if !failure.is_quiet() {
+                            let log = &shared.log;
                             log.event(format_args!("after the response started: {failure}"));
                         }
                     }
@@ -361,7 +362,7 @@ impl Sandbox {
     }
 
     async fn instantiate(&self, call: Arc<CallState>) -> wasmtime::Result<Guest> {
-        let mut store = Store::new(&self.engine, Host::new(&self.log, call));
+        let mut store = Store::new(&self.engine, Host::new(&self.shared, call));
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|guest| {
             guest.data().call.preempted.store(true, Ordering::Relaxed);
@@ -500,8 +501,8 @@ impl Guest {
                 handler.call_handle(store, request, out).await
             }
             Proxy::P3(service) => {
-                let (request, sent) =
-                    wasmtime_wasi_http::p3::Request::from_http(&mut host::NoOutboundHttp, request);
+                let hooks = store.data_mut().http().hooks;
+                let (request, sent) = wasmtime_wasi_http::p3::Request::from_http(hooks, request);
                 let conversation = async |guest: &wasmtime::component::Accessor<Host>| {
                     let answer = match service.handle(guest, request).await? {
                         Ok(answer) => guest.with(|store| answer.into_http(store, sent))?,
@@ -525,10 +526,10 @@ impl Guest {
 /// # Errors
 /// One line. Where the process has too little address space, such as 39 bits of it or what `RLIMIT_AS`
 /// leaves, the line has the most guests that fit.
-fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
+fn engine(component: &Description, limits: Limits) -> Result<Engine, String> {
     let engine = |calls| {
-        let mut config = engine::config(wasi);
-        let pool = pool(calls, limits.memory);
+        let mut config = engine::config(component.wasi);
+        let pool = pool(component, Limits { calls, ..limits });
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         Engine::new(&config)
     };
@@ -550,7 +551,7 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
         format!(
             "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, each \
              with {} GiB; {}",
-            engine::MEMORY_RESERVATION >> 30,
+            (engine::MEMORY_RESERVATION >> 30) * u64::from(component.memories.max(1)),
             match fit {
                 0 => format!("none fits: {}", error.root_cause()),
                 _ => format!("{fit} fit"),
@@ -563,26 +564,32 @@ fn engine(wasi: Wasi, limits: Limits) -> Result<Engine, String> {
 /// allocator reserves for each.
 const SPARE_ADDRESS_SPACE: usize = 256 << 20;
 
-/// Core instances, and tables, that a component like ours needs: two modules and the adapter's shims.
-const CORE_INSTANCES: u32 = 4;
-const TABLES: u32 = 2;
+/// Elements that a table may grow to, if it does not start with more: Wasmtime's default.
+const TABLE_ELEMENTS: usize = 20_000;
 
-/// Slots for `calls` guests. A component that needs more than a slot has does not load.
-fn pool(calls: u32, memory: GuestMemory) -> PoolingAllocationConfig {
+/// Slots for guests: each as many memories and tables as the component's modules define. A component that makes several
+/// instances of a module may need more, and then does not load.
+fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
+    let Limits { calls, .. } = limits;
+    let Description {
+        memories, tables, ..
+    } = *component;
+    let elements = component.table_elements as usize;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(calls)
-        .total_core_instances(calls.saturating_mul(CORE_INSTANCES))
-        .max_core_instances_per_component(CORE_INSTANCES)
-        .total_memories(calls)
-        .max_memories_per_component(1)
-        .total_tables(calls.saturating_mul(TABLES))
-        .max_tables_per_component(TABLES)
+        // They take no room of their own.
+        .total_core_instances(u32::MAX)
+        .total_memories(calls.saturating_mul(memories))
+        .max_memories_per_component(memories)
+        .total_tables(calls.saturating_mul(tables))
+        .max_tables_per_component(tables)
+        .table_elements(elements.max(TABLE_ELEMENTS))
         .total_stacks(calls)
-        .max_memory_size(memory.0 as usize)
+        .max_memory_size(limits.memory.0 as usize)
         // Each guest starts from the component's initial memory. The first bytes of a used slot are
-        // overwritten with it and stay resident: all of it for a guest that starts small (see the root
-        // package's build.rs). The kernel takes the pages above them (`madvise`).
-        .linear_memory_keep_resident(256 << 10)
+        // overwritten with it and stay resident: by default all of it for a guest that starts small (see the
+        // root package's build.rs). The kernel takes the pages above them (`madvise`).
+        .linear_memory_keep_resident(limits.resident.0 as usize)
         .table_keep_resident(4 << 10)
         // Resetting only the pages that the kernel reports as written (`PAGEMAP_SCAN`, as Wasmtime 48
         // asks for it: written and present) misses a page that was swapped out or is just migrating.

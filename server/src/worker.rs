@@ -17,6 +17,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::yield_now;
@@ -30,6 +31,14 @@ const HEADER_BYTES: usize = 32 << 10;
 
 /// HTTP/2 requests that one connection may have under way.
 const STREAMS: u32 = 100;
+
+/// Threads of a worker that resolve names for outbound requests. Each of a name server's timeouts keeps one busy for
+/// seconds.
+const RESOLVERS: usize = 8;
+
+/// A resolver's time without work before it ends: none, as the runtime aborts the process if there is no resolver and
+/// the system denies a thread.
+const RESOLVER_IDLE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// A connection, and its place among [`Config::max_connections`] for as long as it is open.
 pub struct Connection {
@@ -58,6 +67,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let (inbox, mut connections) = mpsc::unbounded_channel();
         let protocol = Arc::new(Protocol::new(service, config, closing));
+        let resolves_names = !config.outbound.allowed.is_empty();
         let serve = async move {
             while let Some((connection, load)) = connections.recv().await {
                 let protocol = protocol.clone();
@@ -71,9 +81,17 @@ impl Worker {
         let thread = thread::Builder::new().name("worker".into());
         // The runtime is made there, as none may be dropped within another, not even when no thread is to be had.
         let thread = thread.spawn(move || {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(RESOLVERS)
+                .thread_keep_alive(RESOLVER_IDLE)
+                .thread_name("resolver")
+                .build();
             match runtime {
                 Ok(runtime) => {
+                    if resolves_names {
+                        runtime.spawn_blocking(|| ());
+                    }
                     let _ = report.send(Ok(()));
                     runtime.block_on(serve);
                 }

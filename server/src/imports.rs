@@ -1,0 +1,264 @@
+//! Which interfaces a component may import, and what they are linked to.
+//!
+//! There are no files and no sockets, and no code for them. Interfaces that a language's runtime imports all the same are
+//! there: a guest has no directories, and the error of a socket that it may not have.
+
+use crate::component::Wasi;
+use crate::host::Host;
+use wasmtime::component::types::{ComponentFunc, ComponentItem};
+use wasmtime::component::{Component, HasData, Linker, LinkerInstance, Resource};
+use wasmtime::component::{ResourceTable, ResourceType};
+use wasmtime::{Engine, bail};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
+use wasmtime_wasi_http::{WasiHttp, WasiHttpView};
+use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
+
+/// Interfaces that a guest may import, of WASI 0.2 and 0.3.
+const INTERFACES: [&str; 34] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/types",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/client",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/types",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// A draft, which has this version alone.
+const CONFIG_STORE: &str = "wasi:config/store@0.2.0-rc.1";
+
+/// Checks the names of a component's imports.
+///
+/// # Errors
+/// One line that names all imports that no guest can have here.
+pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let unknown: Vec<_> = names.filter(|name| !is_known(name)).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "imports what this server does not have: {}",
+        unknown.join(", ")
+    ))
+}
+
+fn is_known(import: &str) -> bool {
+    let is_of =
+        |interface| is_release(import, interface, "0.2.") || is_release(import, interface, "0.3.");
+    INTERFACES.into_iter().any(is_of) || import == CONFIG_STORE
+}
+
+/// Returns true if an import or export, `package:name/interface@version`, is this interface and of a version
+/// that begins as `version`, a release and no draft of it.
+pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
+    name.split_once('@')
+        .is_some_and(|(name, of)| name == interface && of.starts_with(version) && !of.contains('-'))
+}
+
+/// Packages that are there without what they are for.
+const DENIED: [&str; 2] = ["wasi:filesystem/", "wasi:sockets/"];
+
+/// The type of their resources.
+struct Denied;
+
+/// What the component's imports are linked to.
+///
+/// # Errors
+/// When the component imports what no guest here can have.
+pub fn linker(
+    engine: &Engine,
+    component: &Component,
+    wasi: Wasi,
+) -> wasmtime::Result<Linker<Host>> {
+    let component = component.component_type();
+    let imports = component.imports(engine).map(|(name, _)| name);
+    check_imports(imports).map_err(wasmtime::Error::msg)?;
+    let mut linker = Linker::new(engine);
+    link(&mut linker)?;
+    if wasi == Wasi::P3 {
+        link_p3(&mut linker)?;
+    }
+    let mut resources = Vec::new();
+    for (name, import) in component.imports(engine) {
+        let ComponentItem::ComponentInstance(interface) = import.ty else {
+            continue;
+        };
+        let is_denied = DENIED.iter().any(|package| name.starts_with(package));
+        for (item, export) in interface.exports(engine) {
+            match export.ty {
+                // An interface can name another one's resources, which are not its to define.
+                ComponentItem::Resource(resource) if !resources.contains(&resource) => {
+                    resources.push(resource);
+                    if is_denied {
+                        let denied = ResourceType::host::<Denied>();
+                        linker
+                            .instance(name)?
+                            .resource(item, denied, |_, _| Ok(()))?;
+                    }
+                }
+                ComponentItem::ComponentFunc(function) if is_denied => {
+                    deny(&mut linker.instance(name)?, name, item, &function)?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(linker)
+}
+
+/// Links a function of a package that is there without what it is for.
+///
+/// A guest has no directories. Of a socket, and of a name to resolve, it gets the error that the interface has. The
+/// other functions need a handle that no guest has.
+fn deny(
+    interface: &mut LinkerInstance<Host>,
+    name: &str,
+    item: &str,
+    function: &ComponentFunc,
+) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode as FileError;
+    use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily};
+    use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup::{
+        ErrorCode as P3NameError, IpAddress as P3Address,
+    };
+    use wasmtime_wasi::p3::bindings::sockets::types::{
+        ErrorCode as P3Error, IpAddressFamily as P3Family,
+    };
+
+    type Directory = (Resource<Denied>, String);
+    type Handle = Resource<Denied>;
+    type IoError = Resource<wasmtime_wasi::p2::bindings::io::error::Error>;
+
+    let function_name = format!("{name}#{item}");
+    match item {
+        "get-directories" => interface.func_wrap(item, |_, ()| Ok((Vec::<Directory>::new(),))),
+        "filesystem-error-code" => {
+            interface.func_wrap(item, |_, (_,): (IoError,)| Ok((None::<FileError>,)))
+        }
+        "network-error-code" => {
+            interface.func_wrap(item, |_, (_,): (IoError,)| Ok((None::<ErrorCode>,)))
+        }
+        // Nothing can be done with it.
+        "instance-network" => interface.func_wrap(item, |_, ()| Ok((Handle::new_own(0),))),
+        "create-tcp-socket" | "create-udp-socket" => {
+            interface.func_wrap(item, move |mut store, (_,): (IpAddressFamily,)| {
+                log_refusal(store.data_mut(), &function_name);
+                Ok((Err::<Handle, _>(ErrorCode::AccessDenied),))
+            })
+        }
+        "[static]tcp-socket.create" | "[static]udp-socket.create" => {
+            interface.func_wrap(item, move |mut store, (_,): (P3Family,)| {
+                log_refusal(store.data_mut(), &function_name);
+                Ok((Err::<Handle, _>(P3Error::AccessDenied),))
+            })
+        }
+        "resolve-addresses" if function.async_() => {
+            interface.func_wrap_concurrent(item, move |guest, (_,): (String,)| {
+                guest.with(|mut guest| log_refusal(guest.data_mut(), &function_name));
+                Box::pin(async { Ok((Err::<Vec<P3Address>, _>(P3NameError::AccessDenied),)) })
+            })
+        }
+        "resolve-addresses" => {
+            interface.func_wrap(item, move |mut store, (_, _): (Handle, String)| {
+                log_refusal(store.data_mut(), &function_name);
+                Ok((Err::<Handle, _>(ErrorCode::AccessDenied),))
+            })
+        }
+        _ if function.async_() => interface.func_new_concurrent(item, move |_, _, _, _| {
+            let error = format!("it called {function_name}, which is denied");
+            Box::pin(async move { bail!("{error}") })
+        }),
+        _ => interface.func_new(item, move |_, _, _, _| {
+            bail!("it called {function_name}, which is denied")
+        }),
+    }
+}
+
+/// Logs a refused socket, once for each guest.
+fn log_refusal(host: &mut Host, function: &str) {
+    if !host.is_refused {
+        host.is_refused = true;
+        let log = &host.shared().log;
+        log.event(format_args!(
+            "denied a guest {function}: no guest gets sockets"
+        ));
+    }
+}
+
+/// Links the interfaces that are there with all that they are for.
+fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p2::bindings::{cli, clocks, io, random};
+
+    struct Handles;
+    impl HasData for Handles {
+        type Data<'a> = &'a mut ResourceTable;
+    }
+    fn handles(host: &mut Host) -> &mut ResourceTable {
+        &mut host.handles
+    }
+
+    io::error::add_to_linker::<_, Handles>(linker, handles)?;
+    io::poll::add_to_linker::<_, Handles>(linker, handles)?;
+    io::streams::add_to_linker::<_, Handles>(linker, handles)?;
+    clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
+    clocks::wall_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
+    random::insecure::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    random::random::add_to_linker::<_, WasiRandom>(linker, Host::random)?;
+    // The standard libraries of languages import these whether they need them or not. Standard input is at its end, and
+    // no stream is a terminal.
+    cli::environment::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::exit::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, Host::cli)?;
+    p2::http::types::add_to_linker::<_, WasiHttp>(linker, &Default::default(), Host::http)?;
+    p2::http::outgoing_handler::add_to_linker::<_, WasiHttp>(linker, Host::http)?;
+    wasmtime_wasi_config::add_to_linker(linker, Host::config)
+}
+
+/// The same for WASI 0.3. A component of that version has imports of both, as Rust's standard library is
+/// built for WASI 0.2.
+fn link_p3(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p3::{cli, clocks, random};
+
+    cli::add_to_linker(linker)?;
+    clocks::add_to_linker(linker)?;
+    random::add_to_linker(linker)?;
+    p3::http::types::add_to_linker::<_, WasiHttp>(linker, Host::http)?;
+    p3::http::client::add_to_linker::<_, WasiHttp>(linker, Host::http)
+}

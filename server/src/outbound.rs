@@ -1,0 +1,375 @@
+//! HTTP requests of guests to other services: which hosts are allowed, how many connections, for how long.
+//!
+//! `wasmtime-wasi-http` sends them, each over a connection of its own, by HTTP/1.1, and HTTPS with Mozilla's root
+//! certificates. What it leaves open is bounded here: its timeout for connecting does not cover TLS, and a connection
+//! whose response nobody reads stays open.
+
+use crate::log::{Log, Often};
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, SizeHint};
+use ipnet::IpNet;
+use std::fmt;
+use std::future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, default_send_request};
+
+/// Destinations that guests may send requests to, as in Spin's `allowed_outbound_hosts`: `scheme://host[:port]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AllowedHost {
+    /// As it was given.
+    text: String,
+    /// Both if not set.
+    scheme: Option<Scheme>,
+    host: Host,
+    /// All if not set.
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Host {
+    Any,
+    /// A name, in lower case.
+    Name(String),
+    /// What a name ends with, in lower case, such as `.example.com`.
+    Suffix(String),
+    Address(IpAddr),
+    Network(IpNet),
+}
+
+/// Where a request goes.
+struct Destination<'a> {
+    scheme: &'a Scheme,
+    /// In lower case; an IPv6 address without its brackets.
+    host: String,
+    port: u16,
+}
+
+impl AllowedHost {
+    /// Reads `scheme://host[:port]`.
+    ///
+    /// # Errors
+    /// What the value has to be.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        let wanted = || {
+            "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 \
+             or *://*:*)"
+        };
+        let (scheme, rest) = value.split_once("://").ok_or_else(wanted)?;
+        let scheme = match scheme {
+            "http" => Some(Scheme::HTTP),
+            "https" => Some(Scheme::HTTPS),
+            "*" => None,
+            _ => return Err("its scheme is not http, https or *".into()),
+        };
+        if rest.contains(['{', '}']) {
+            return Err("templates are not supported".into());
+        }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        // The colons of an IPv6 address are not those of a port.
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') && Host::parse(rest).is_none() => {
+                (host, Some(port))
+            }
+            _ => (rest, None),
+        };
+        if host == "self" || host == "spin.internal" || host.ends_with(".spin.internal") {
+            return Err("a server has no other components to call: name a host".into());
+        }
+        let host = Host::parse(host).ok_or_else(wanted)?;
+        let port = match (port, &scheme) {
+            (Some("*"), _) => None,
+            (Some(port), _) => {
+                let number = port.parse().ok().filter(|&number| number != 0);
+                Some(number.ok_or("its port is neither * nor a number from 1 to 65535")?)
+            }
+            (None, Some(scheme)) => Some(default_port(scheme)),
+            (None, None) => return Err("with the scheme *, name a port or *".into()),
+        };
+        Ok(Self {
+            text: value.to_owned(),
+            scheme,
+            host,
+            port,
+        })
+    }
+
+    fn allows(&self, destination: &Destination) -> bool {
+        let scheme = self.scheme.as_ref();
+        scheme.is_none_or(|scheme| scheme == destination.scheme)
+            && self.port.is_none_or(|port| port == destination.port)
+            && self.host.allows(&destination.host)
+    }
+}
+
+impl fmt::Display for AllowedHost {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Host {
+    fn parse(host: &str) -> Option<Self> {
+        if host == "*" {
+            return Some(Self::Any);
+        }
+        if let Some(domain) = host.strip_prefix("*.") {
+            return is_name(domain).then(|| Self::Suffix(format!(".{}", domain.to_lowercase())));
+        }
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        let bare = bare.unwrap_or(host);
+        if let Ok(address) = bare.parse() {
+            return Some(Self::Address(address));
+        }
+        if let Ok(network) = bare.parse::<IpNet>() {
+            return Some(Self::Network(network));
+        }
+        is_name(host).then(|| Self::Name(host.to_lowercase()))
+    }
+
+    fn allows(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Name(name) => host == name,
+            Self::Suffix(suffix) => host.ends_with(suffix),
+            // Only addresses as they are usually written: the C library also takes 127.1 or 0x7f000001 for one, which
+            // is no name that a list has.
+            Self::Address(address) => host.parse() == Ok(*address),
+            Self::Network(network) => host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| network.contains(&address)),
+        }
+    }
+}
+
+/// Returns true for names of letters, digits and what else container networks have in names.
+fn is_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    host.split('.').all(is_label)
+}
+
+fn default_port(scheme: &Scheme) -> u16 {
+    if *scheme == Scheme::HTTPS { 443 } else { 80 }
+}
+
+impl<'a> Destination<'a> {
+    /// Returns where a request with this URI goes; `None` if that is not plain, as with userinfo in it.
+    fn of(uri: &'a Uri) -> Option<Self> {
+        let (scheme, authority) = (uri.scheme()?, uri.authority()?);
+        if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
+            return None;
+        }
+        // What `default_send_request` connects to is the authority as a whole. It has to be this and nothing else.
+        let plain = match authority.port() {
+            Some(port) => format!("{}:{port}", authority.host()),
+            None => authority.host().to_owned(),
+        };
+        if *authority != *plain {
+            return None;
+        }
+        let host = authority.host();
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        Some(Self {
+            scheme,
+            host: bare.unwrap_or(host).to_lowercase(),
+            port: authority.port_u16().unwrap_or_else(|| default_port(scheme)),
+        })
+    }
+}
+
+/// What guests may ask of other services.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub allowed: Vec<AllowedHost>,
+    /// Connections of all guests at a time.
+    pub connections: u32,
+    /// Time to resolve a name, connect, and negotiate TLS.
+    pub connect_timeout: Duration,
+    /// Time from then to the head of the response.
+    pub first_byte_timeout: Duration,
+    /// Time between two pieces of the response's body.
+    pub idle_timeout: Duration,
+}
+
+/// Sends the requests of guests.
+pub struct Outbound {
+    limits: Limits,
+    /// The most time that a connection may be open.
+    longest: Duration,
+    connections: Arc<Semaphore>,
+    denied: Often,
+    too_many: Often,
+}
+
+/// A future as `wasmtime-wasi-http` has it.
+pub type Sending<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
+
+/// A response, and what has to be driven for its body to arrive.
+pub type Sent = (Response<WasiBody>, Sending<()>);
+
+impl Outbound {
+    /// `guest_timeout` is the time that a guest has for a request.
+    pub fn new(limits: Limits, guest_timeout: Duration) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            longest: guest_timeout,
+            denied: Often::default(),
+            too_many: Often::default(),
+            limits,
+        }
+    }
+
+    /// Sends a request if its destination is allowed, and a connection is to be had. A guest may ask for shorter
+    /// timeouts.
+    pub fn send(
+        &self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        log: &Log,
+    ) -> Sending<Sent> {
+        let request = request.map(|body| RequestBody {
+            body: Some(body),
+            is_sent: Arc::default(),
+            longest: self.longest,
+        });
+        let refused = |error| -> Sending<Sent> { Box::new(future::ready(Err(error))) };
+        let uri = request.uri();
+        if !self.allows(uri) {
+            let destination = format!(
+                "{}://{}",
+                uri.scheme_str().unwrap_or_default(),
+                uri.authority().map_or("", without_userinfo)
+            );
+            log.often(&self.denied, |count| {
+                format!("ALLOWED_OUTBOUND_HOSTS does not allow {destination}: denied {count} outbound requests")
+            });
+            return refused(Error::HttpRequestDenied);
+        }
+        let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+            log.often(&self.too_many, |count| {
+                format!("outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected {count} outbound requests")
+            });
+            return refused(Error::ConnectionLimitReached);
+        };
+        let options = self.options(options.unwrap_or_default());
+        let connect_timeout = options.connect_timeout.unwrap_or_default();
+        let is_sent = request.body().is_sent.clone();
+        let longest = self.longest;
+        Box::new(async move {
+            let no_connection = async {
+                sleep(connect_timeout).await;
+                if is_sent.load(Ordering::Relaxed) {
+                    future::pending().await
+                }
+            };
+            let (response, io) = tokio::select! {
+                biased;
+                sent = default_send_request(request, Some(options)) => sent?,
+                () = no_connection => return Err(Error::ConnectionTimeout),
+            };
+            let io: Sending<()> = Box::new(async move {
+                let _permit = permit;
+                // A guest that serves several requests may hold on to the response of one.
+                timeout(longest, io)
+                    .await
+                    .unwrap_or(Err(Error::ConnectionTimeout))
+            });
+            Ok((response.map(BodyExt::boxed_unsync), io))
+        })
+    }
+
+    fn allows(&self, uri: &Uri) -> bool {
+        let destination = Destination::of(uri);
+        destination.is_some_and(|to| self.limits.allowed.iter().any(|host| host.allows(&to)))
+    }
+
+    fn options(&self, asked: RequestOptions) -> RequestOptions {
+        let least =
+            |asked: Option<Duration>, most| Some(asked.map_or(most, |asked| asked.min(most)));
+        RequestOptions {
+            connect_timeout: least(asked.connect_timeout, self.limits.connect_timeout),
+            first_byte_timeout: least(asked.first_byte_timeout, self.limits.first_byte_timeout),
+            between_bytes_timeout: least(asked.between_bytes_timeout, self.limits.idle_timeout),
+        }
+    }
+}
+
+/// An authority for the log, without what may be a password.
+fn without_userinfo(authority: &Authority) -> &str {
+    let whole = authority.as_str();
+    whole.rsplit_once('@').map_or(whole, |(_, rest)| rest)
+}
+
+/// A request's body on its way to another service.
+struct RequestBody {
+    /// Taken at the end.
+    body: Option<WasiBody>,
+    /// Set when the body is first asked about, which hyper does when the connection is there, TLS included.
+    is_sent: Arc<AtomicBool>,
+    /// The most time that a guest writes to it.
+    longest: Duration,
+}
+
+impl RequestBody {
+    fn body(&self) -> Option<&WasiBody> {
+        self.is_sent.store(true, Ordering::Relaxed);
+        self.body.as_ref()
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        if let Poll::Ready(None | Some(Err(_))) = polled {
+            self.body = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for RequestBody {
+    /// Discards the rest of a body whose request has failed. Otherwise the guest's next write fails, and `wstd` takes
+    /// that for the reason rather than the error of the request.
+    fn drop(&mut self) {
+        if let (Some(mut body), Ok(runtime)) = (self.body.take(), Handle::try_current()) {
+            let discard = async move { while let Some(Ok(_)) = body.frame().await {} };
+            runtime.spawn(timeout(self.longest, discard));
+        }
+    }
+}

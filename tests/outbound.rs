@@ -1,0 +1,476 @@
+//! Requests of guests to other services: which are allowed, how many, and for how long. The guests are
+//! `fixtures/raw.rs` and, for each entry point, `fixtures/service.rs`.
+
+mod harness;
+
+use harness::{Connection, PATIENCE, QUIET, RAW, SERVICES, Server};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
+
+/// Another service, on a port of its own.
+struct Upstream {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Upstream {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        Self { listener, address }
+    }
+
+    /// Sends this to every client that has sent a head, and leaves its connection open.
+    fn respond(&self, response: &'static str) {
+        let listener = self.listener.try_clone().expect("a listener");
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for client in listener.incoming() {
+                let mut client = client.expect("a connection");
+                head(&mut client);
+                client.write_all(response.as_bytes()).expect("sent");
+                open.push(client);
+            }
+        });
+    }
+
+    /// Checks that nobody has connected.
+    #[track_caller]
+    fn assert_untouched(&self) {
+        self.listener.set_nonblocking(true).expect("set");
+        let nobody = self.listener.accept().expect_err("nobody connects");
+        assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    }
+}
+
+/// Receives the head of a request.
+fn head(client: &mut TcpStream) -> String {
+    client.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte).expect("a head");
+        head.extend(byte);
+    }
+    String::from_utf8(head).expect("ASCII").to_lowercase()
+}
+
+/// What becomes of a request that the raw guest makes as these fields say.
+fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
+    let fields = fields
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
+    let fields: String = fields.collect();
+    let mut connection = Connection::open(server.address);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
+    connection.send(request).expect("sent");
+    let response = connection.answer("GET").expect("a response");
+    assert_eq!(response.status, 200);
+    String::from_utf8(response.body).expect("UTF-8")
+}
+
+/// The same of the service's guest.
+fn get(server: &Server, uri: &str) -> String {
+    outbound(server, "/outbound", &[("x-uri", uri)])
+}
+
+const DENIED: &str = "ErrorCode::HttpRequestDenied";
+
+#[test]
+fn default_denies_every_request_and_logs_where_it_would_have_gone() {
+    let upstream = Upstream::new();
+    for service in SERVICES {
+        let mut server = Server::start(service, &[QUIET]);
+        let uri = format!("http://{}/", upstream.address);
+        let error = get(&server, &uri);
+        assert!(
+            error.contains("HttpRequestDenied"),
+            "{}: {error}",
+            service.entry
+        );
+        let line = server.line();
+        let end = format!(
+            "ALLOWED_OUTBOUND_HOSTS does not allow http://{}: denied 1 outbound requests",
+            upstream.address
+        );
+        assert!(line.ends_with(&end), "{}: {line}", service.entry);
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn allowed_host_gets_the_request() {
+    let upstream = Upstream::new();
+    upstream.respond(RESPONSE);
+    let uri = format!("http://{}/a?b=c", upstream.address);
+    for service in SERVICES {
+        let allowed = format!("http://127.0.0.1:{}", upstream.address.port());
+        let mut server = Server::start(service, &[("ALLOWED_OUTBOUND_HOSTS", &allowed)]);
+        let line = server.line();
+        let end = format!(" the component may use outbound HTTP to {allowed}");
+        assert!(line.ends_with(&end), "{line}");
+        assert_eq!(get(&server, &uri), "200", "{}", service.entry);
+    }
+}
+
+/// Names resolve, by the system's resolver.
+#[test]
+fn allowed_name_is_resolved() {
+    let upstream = Upstream::new();
+    upstream.respond(RESPONSE);
+    let port = upstream.address.port();
+    let allowed = format!("http://localhost:{port}");
+    let server = Server::start(RAW, &[("ALLOWED_OUTBOUND_HOSTS", &allowed)]);
+    let authority = format!("localhost:{port}");
+    let response = outbound(&server, "/outbound", &[("x-authority", &authority)]);
+    assert_eq!(response, "200, 4 bytes");
+    let authority = format!("LOCALHOST:{port}");
+    let response = outbound(&server, "/outbound", &[("x-authority", &authority)]);
+    assert_eq!(response, "200, 4 bytes");
+}
+
+/// Each is an attempt to reach `other` where only `allowed` is.
+#[test]
+fn nothing_gets_round_the_list() {
+    let (allowed, other) = (Upstream::new(), Upstream::new());
+    allowed.respond(RESPONSE);
+    let (to, port) = (allowed.address.to_string(), other.address.port());
+    let list = format!("http://{to},https://*.example.com,http://10.0.0.0/8:*");
+    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    for authority in [
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+        format!("localhost:{}", allowed.address.port()),
+        format!("{to}@127.0.0.1:{port}"),
+        format!("user:password@{to}"),
+        format!("@{to}"),
+        format!("127.1:{}", allowed.address.port()),
+        format!("2130706433:{}", allowed.address.port()),
+        format!("0x7f.0.0.1:{}", allowed.address.port()),
+        format!("[::ffff:127.0.0.1]:{}", allowed.address.port()),
+        format!("127.0.0.1.:{}", allowed.address.port()),
+        format!("10.1:{port}"),
+        "127.0.0.1".to_owned(),
+        "127.0.0.1:".to_owned(),
+        format!("127.0.0.1:{port}.example.com"),
+        format!("127.0.0.1:{port}#.example.com"),
+        format!("127.0.0.1:{port}/.example.com"),
+        format!("127.0.0.1:{port}\\.example.com"),
+    ] {
+        let response = outbound(&server, "/outbound", &[("x-authority", &authority)]);
+        let refused = [
+            DENIED,
+            "authority refused",
+            "ErrorCode::HttpRequestUriInvalid",
+        ];
+        assert!(
+            refused.contains(&response.as_str()),
+            "{authority}: {response}"
+        );
+    }
+    // A scheme that is not in the list, and others than HTTP's.
+    for scheme in ["https", "ftp", "HTTP+UNIX"] {
+        let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
+        let response = outbound(&server, "/outbound", &fields);
+        let refused = [DENIED, "scheme refused", "ErrorCode::HttpProtocolError"];
+        assert!(refused.contains(&response.as_str()), "{scheme}: {response}");
+    }
+    other.assert_untouched();
+}
+
+/// What follows the authority, and other fields, move no request.
+#[test]
+fn path_and_fields_cannot_name_another_host() {
+    let (allowed, other) = (Upstream::new(), Upstream::new());
+    let to = allowed.address.to_string();
+    let list = format!("http://{to}");
+    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    let elsewhere = other.address.to_string();
+    let received = thread::spawn(move || {
+        let heads = allowed.listener.incoming().take(2).map(|client| {
+            let mut client = client.expect("a connection");
+            let head = head(&mut client);
+            client.write_all(RESPONSE.as_bytes()).expect("sent");
+            head
+        });
+        heads.collect::<Vec<_>>()
+    });
+    for path in [format!("//{elsewhere}/"), format!("/@{elsewhere}")] {
+        let fields = [("x-authority", to.as_str()), ("x-path", &path)];
+        assert_eq!(outbound(&server, "/outbound", &fields), "200, 4 bytes");
+    }
+    for head in received.join().expect("heads") {
+        assert!(head.starts_with("get /"), "{head}");
+        assert_eq!(head.matches("host:").count(), 1, "{head}");
+        assert!(head.contains(&format!("\r\nhost: {to}\r\n")), "{head}");
+    }
+    for path in [
+        format!("http://{elsewhere}/"),
+        format!("{elsewhere}/"),
+        "*".to_owned(),
+    ] {
+        let fields = [("x-authority", to.as_str()), ("x-path", &path)];
+        assert_eq!(outbound(&server, "/outbound", &fields), "path refused");
+    }
+    for field in [
+        format!("host: {elsewhere}"),
+        "transfer-encoding: chunked".to_owned(),
+    ] {
+        let fields = [("x-authority", to.as_str()), ("x-field", &field)];
+        assert_eq!(
+            outbound(&server, "/outbound", &fields),
+            "HeaderError::Forbidden"
+        );
+    }
+    other.assert_untouched();
+}
+
+#[test]
+fn redirect_is_left_to_the_guest() {
+    let (allowed, other) = (Upstream::new(), Upstream::new());
+    let location = format!(
+        "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\n\r\n",
+        other.address
+    );
+    allowed.respond(Box::leak(location.into_boxed_str()));
+    let (to, list) = (
+        allowed.address.to_string(),
+        format!("http://{}", allowed.address),
+    );
+    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    let response = outbound(&server, "/outbound", &[("x-authority", &to)]);
+    assert_eq!(response, "302, 0 bytes");
+    other.assert_untouched();
+}
+
+/// A server whose guest may call anything, with these settings besides.
+fn open_server(env: &[(&str, &str)]) -> Server {
+    let all = [
+        QUIET,
+        ("ALLOWED_OUTBOUND_HOSTS", "*://*:*"),
+        ("GUEST_TIMEOUT", "1h"),
+    ];
+    let mut server = Server::start(RAW, &[&all[..], env].concat());
+    server.line(); // What is granted.
+    server
+}
+
+#[test]
+fn settings_bound_each_wait() {
+    let silent = Upstream::new();
+    let half = Upstream::new();
+    half.respond("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi");
+    for (name, scheme, upstream, error) in [
+        // It takes connections, and says nothing to TLS.
+        (
+            "OUTBOUND_CONNECT_TIMEOUT",
+            "https",
+            &silent,
+            "ErrorCode::ConnectionTimeout",
+        ),
+        (
+            "OUTBOUND_FIRST_BYTE_TIMEOUT",
+            "http",
+            &silent,
+            "ErrorCode::ConnectionReadTimeout",
+        ),
+        (
+            "OUTBOUND_IDLE_TIMEOUT",
+            "http",
+            &half,
+            "connection read timeout",
+        ),
+    ] {
+        // The others are longer than the test may take.
+        let mut env = [
+            ("OUTBOUND_CONNECT_TIMEOUT", "1h"),
+            ("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h"),
+            ("OUTBOUND_IDLE_TIMEOUT", "1h"),
+        ];
+        for setting in &mut env {
+            if setting.0 == name {
+                setting.1 = "100ms";
+            }
+        }
+        let server = open_server(&env);
+        let to = upstream.address.to_string();
+        let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
+        assert_eq!(outbound(&server, "/outbound", &fields), error, "{name}");
+    }
+}
+
+#[test]
+fn guest_may_ask_for_less_and_not_for_more() {
+    let silent = Upstream::new();
+    let to = silent.address.to_string();
+    for (setting, asked) in [("1h", "100"), ("100ms", "3600000")] {
+        let env = [
+            ("OUTBOUND_CONNECT_TIMEOUT", setting),
+            ("OUTBOUND_FIRST_BYTE_TIMEOUT", setting),
+        ];
+        let server = open_server(&env);
+        for (scheme, error) in [
+            ("https", "ErrorCode::ConnectionTimeout"),
+            ("http", "ErrorCode::ConnectionReadTimeout"),
+        ] {
+            let fields = [
+                ("x-authority", to.as_str()),
+                ("x-scheme", scheme),
+                ("x-connect-ms", asked),
+                ("x-first-byte-ms", asked),
+            ];
+            assert_eq!(outbound(&server, "/outbound", &fields), error);
+        }
+    }
+}
+
+#[test]
+fn connections_are_limited() {
+    let silent = Upstream::new();
+    let fine = Upstream::new();
+    fine.respond(RESPONSE);
+    let mut server = open_server(&[
+        ("MAX_OUTBOUND_CONNECTIONS", "1"),
+        ("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h"),
+    ]);
+    let mut first = Connection::open(server.address);
+    let request = format!(
+        "GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {}\r\n\r\n",
+        silent.address
+    );
+    first.send(request).expect("sent");
+    let (mut held, _) = silent.listener.accept().expect("a connection");
+    head(&mut held);
+    let to = fine.address.to_string();
+    let another = || outbound(&server, "/outbound", &[("x-authority", &to)]);
+    assert_eq!(another(), "ErrorCode::ConnectionLimitReached");
+    // When the first has ended, there is room again.
+    held.write_all(RESPONSE.as_bytes()).expect("sent");
+    let response = first.answer("GET").expect("a response");
+    assert_eq!(response.body, b"200, 4 bytes");
+    drop(held);
+    harness::await_that("the connection is free", || another() == "200, 4 bytes");
+    let line = server.line();
+    let end = "outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected 1 outbound requests";
+    assert!(line.ends_with(end), "{line}");
+}
+
+/// A guest that serves several requests may keep the response of one, and with it a connection.
+#[test]
+fn kept_response_does_not_keep_its_connection() {
+    let upstream = Upstream::new();
+    upstream.respond(RESPONSE);
+    let to = upstream.address.to_string();
+    let env = [
+        QUIET,
+        ("ALLOWED_OUTBOUND_HOSTS", "*://*:*"),
+        ("REQUESTS_PER_SANDBOX", "1000000"),
+        ("MAX_OUTBOUND_CONNECTIONS", "1"),
+        ("GUEST_TIMEOUT", "1s"),
+    ];
+    let server = Server::start(RAW, &env);
+    let fields = [("x-authority", to.as_str())];
+    assert_eq!(outbound(&server, "/outbound-and-keep", &fields), "Ok(())");
+    harness::await_that("the connection is free", || {
+        outbound(&server, "/outbound", &fields) == "200, 4 bytes"
+    });
+}
+
+/// A certificate that no authority has signed.
+#[test]
+fn https_takes_only_certificates_of_known_authorities() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let certificate =
+        rustls::pki_types::CertificateDer::from(&include_bytes!("fixtures/localhost.der")[..]);
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(
+        &include_bytes!("fixtures/localhost.key.der")[..],
+    );
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![certificate], key.into());
+    let config = std::sync::Arc::new(config.expect("a certificate"));
+    let handshake = thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a connection");
+        let mut tls = rustls::ServerConnection::new(config).expect("a connection");
+        let ended = tls
+            .complete_io(&mut client)
+            .and_then(|_| tls.complete_io(&mut client));
+        (
+            tls.server_name().map(str::to_owned),
+            ended.map(drop).map_err(|error| error.to_string()),
+        )
+    });
+    let server = open_server(&[]);
+    let to = format!("localhost:{port}");
+    let fields = [("x-authority", to.as_str()), ("x-scheme", "https")];
+    assert_eq!(
+        outbound(&server, "/outbound", &fields),
+        "ErrorCode::TlsProtocolError"
+    );
+    let (name, ended) = handshake.join().expect("a handshake");
+    assert_eq!(name.as_deref(), Some("localhost"));
+    assert_eq!(ended, Err("received fatal alert: UnknownCA".into()));
+}
+
+#[test]
+fn outage_of_names_does_not_stop_the_server() {
+    let server = open_server(&[("OUTBOUND_CONNECT_TIMEOUT", "100ms")]);
+    for name in 0..20 {
+        let to = format!("no-such-host-{name}.invalid");
+        let response = outbound(&server, "/outbound", &[("x-authority", &to)]);
+        let failed = ["ErrorCode::ConnectionTimeout", "ErrorCode::DnsError("];
+        let is_one = failed.iter().any(|error| response.starts_with(error));
+        assert!(is_one, "{response}");
+    }
+}
+
+/// Each is refused at the start, with one line.
+#[test]
+fn bad_lists_end_the_start() {
+    for (list, reason) in [
+        (
+            "example.com",
+            "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 or *://*:*)",
+        ),
+        (
+            "https://a.example,",
+            "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 or *://*:*)",
+        ),
+        ("redis://localhost", "its scheme is not http, https or *"),
+        ("https://{{ host }}", "templates are not supported"),
+        (
+            "http://self",
+            "a server has no other components to call: name a host",
+        ),
+        (
+            "http://other.spin.internal",
+            "a server has no other components to call: name a host",
+        ),
+        (
+            "https://*.spin.internal",
+            "a server has no other components to call: name a host",
+        ),
+        ("*://example.com", "with the scheme *, name a port or *"),
+        (
+            "http://example.com:0",
+            "its port is neither * nor a number from 1 to 65535",
+        ),
+        (
+            "http://example.com:80..90",
+            "its port is neither * nor a number from 1 to 65535",
+        ),
+        (
+            "http://example.com/path",
+            "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 or *://*:*)",
+        ),
+    ] {
+        let mut command = harness::command(&harness::words()[0]);
+        command.arg(RAW.cwasm()).env("ALLOWED_OUTBOUND_HOSTS", list);
+        let value = list.split(',').next_back().expect("a value");
+        let line = format!("ALLOWED_OUTBOUND_HOSTS={value}: {reason}");
+        harness::assert_error(&command.output().expect("it runs"), 2, &line);
+    }
+}

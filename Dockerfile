@@ -1,10 +1,13 @@
-# Two images from one file:
+# Four images from one file:
 #
 #   docker build -t wasi-essentials .                            the production image: runtime and component
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
+#   docker build --target runtime .                              the runtime alone
+#   docker build --target compile .                              the program that compiles components
 #
-# `./bake` builds both with their tags, for all architectures. The compilers always run on the building
-# machine's own.
+# With `--build-context component=DIRECTORY` the component is DIRECTORY/component.wasm instead of the one here.
+# `./bake` builds all with their tags, for all architectures. The compilers always run on the building machine's
+# own.
 
 ARG RUST_IMAGE=rust:1.99.1-slim-bookworm
 
@@ -49,21 +52,45 @@ COPY --from=server-manifests /build/Cargo.toml /build/Cargo.lock ./
 COPY --from=server-manifests /build/server server
 
 
-# The program with the compiler in it, which runs on the building machine.
+# The program with the compiler in it, for the building machine.
 FROM server-toolchain AS compiler
-RUN cargo build --release --locked --package server
+ENV PROGRAM=compiler
+RUN server/release --bin wasi-essentials
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
-    && cargo build --release --locked --package server \
-    && install target/release/wasi-essentials /usr/local/bin/
+    && server/release --bin wasi-essentials \
+    && install target/*-musl/release/wasi-essentials /usr/local/bin/
 
 # The time of a file is part of an image's layer: the same file is to give the same layer. This is the
 # earliest that every kind of archive can have.
-FROM compiler AS compile
+FROM compiler AS component-compile
 ARG TARGETARCH
 COPY --from=component /component.wasm /
 RUN wasi-essentials compile /component.wasm \
     && touch --date 1980-01-01T00:00Z /component.cwasm
+
+# The same program for the target.
+FROM compiler AS target-compiler
+ARG BUILDARCH
+ARG TARGETARCH
+RUN test "$TARGETARCH" = "$BUILDARCH" \
+    || { apt-get update \
+        && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
+        && ARCH=$TARGETARCH server/release --bin wasi-essentials \
+        && install target/aarch64-unknown-linux-musl/release/wasi-essentials /usr/local/bin/; }
+RUN touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
+
+FROM scratch AS compile
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="wasi-essentials-compile" \
+      org.opencontainers.image.description="Compiles WASI HTTP components for the runtime of wasi-essentials" \
+      org.opencontainers.image.source="https://github.com/wasi-essentials/wasi-essentials" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="MIT"
+COPY --from=target-compiler /usr/local/bin/wasi-essentials /wasi-essentials
+ENTRYPOINT ["/wasi-essentials"]
 
 
 # The runtime, without the compiler: the same file for every component.
@@ -85,7 +112,7 @@ RUN find server -name '*.rs' -exec touch {} + \
 
 
 FROM runtime-build AS builder
-COPY --from=compile /component.cwasm /
+COPY --from=component-compile /component.cwasm /
 
 USER 65532:65532
 EXPOSE 5000
@@ -93,22 +120,24 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s C
 ENTRYPOINT ["wasi-essentials"]
 
 
-FROM scratch
-
+FROM scratch AS runtime
 ARG VERSION=unknown
 ARG REVISION=unknown
-LABEL org.opencontainers.image.title="wasi-essentials" \
-      org.opencontainers.image.description="A Hello/Health web service as a WebAssembly component, shipped as an ordinary container" \
+LABEL org.opencontainers.image.title="wasi-essentials-runtime" \
+      org.opencontainers.image.description="A runtime for WASI HTTP components, to be shipped with one" \
       org.opencontainers.image.source="https://github.com/wasi-essentials/wasi-essentials" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="MIT"
-
-# A layer each: an update of the component is all that a registry, a node and a pull have to take.
 COPY --from=runtime-build /usr/local/bin/wasi-essentials /wasi-essentials
-COPY --from=compile /component.cwasm /component.cwasm
-
 USER 65532:65532
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["/wasi-essentials", "healthcheck"]
 ENTRYPOINT ["/wasi-essentials"]
+
+
+# The component has a layer of its own: an update is all that a registry, a node and a pull have to take.
+FROM runtime
+LABEL org.opencontainers.image.title="wasi-essentials" \
+      org.opencontainers.image.description="A Hello/Health web service as a WebAssembly component, shipped as an ordinary container"
+COPY --from=component-compile /component.cwasm /component.cwasm

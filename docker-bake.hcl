@@ -36,15 +36,32 @@ function "tags" {
 }
 
 group "default" {
-  targets = ["image", "single"]
+  targets = ["image", "runtime", "compile", "single"]
 }
 
-target "image" {
+target "released" {
   args      = { VERSION = VERSION, REVISION = REVISION }
   platforms = split(",", PLATFORMS)
   # A tenth less to pull than with gzip; Docker from 23.0 and containerd from 1.5 know it.
   output    = ["${OUTPUT},compression=zstd,compression-level=19,force-compression=true"]
-  tags      = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
+}
+
+target "image" {
+  inherits = ["released"]
+  tags     = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
+}
+
+# For images of other components: what they run on, and what compiles them.
+target "runtime" {
+  inherits = ["released"]
+  target   = "runtime"
+  tags     = ["${REGISTRY}/${REPOSITORY}:${VERSION}-runtime"]
+}
+
+target "compile" {
+  inherits = ["released"]
+  target   = "compile"
+  tags     = ["${REGISTRY}/${REPOSITORY}:${VERSION}-compile"]
 }
 
 # With its toolchain, hence for the building machine's own platform.

@@ -140,10 +140,6 @@ fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-fn text(name: &str) -> Option<String> {
-    Some(variable(name)?.to_string_lossy().into_owned())
-}
-
 /// Reads the settings, of which `listen` is an argument.
 fn config(listen: Option<String>) -> Result<Config, Failure> {
     Config::read(listen, |name| env::var_os(name)).map_err(Failure::Usage)
@@ -160,9 +156,9 @@ fn healthcheck(given: Arguments) -> Result<(), Failure> {
 fn compile(given: Arguments) -> Result<(), Failure> {
     no_option("compile", "--listen", &given.listen)?;
     let input = given.file.ok_or_else(|| usage("`compile` takes a .wasm"))?;
-    let (name, arch) = match (given.target, text("TARGETARCH")) {
+    let (name, arch) = match (given.target, variable("TARGETARCH")) {
         (Some(arch), _) => ("--target", arch),
-        (None, Some(arch)) => ("TARGETARCH", arch),
+        (None, Some(arch)) => ("TARGETARCH", arch.to_string_lossy().into_owned()),
         (None, None) => ("this machine", ARCH.to_owned()),
     };
     let arch = compile::arch(&arch)

@@ -373,3 +373,67 @@ impl Drop for RequestBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(list: &str, uri: &str) -> bool {
+        let host = AllowedHost::parse(list).expect(list);
+        let uri = uri.parse().expect(uri);
+        Destination::of(&uri).is_some_and(|destination| host.allows(&destination))
+    }
+
+    #[test]
+    fn list_allows_what_it_names() {
+        for (list, uri) in [
+            ("http://example.com", "http://example.com/path?query"),
+            ("http://example.com", "http://EXAMPLE.com:80/"),
+            ("http://Example.COM/", "http://example.com/"),
+            ("https://example.com", "https://example.com:443/"),
+            ("https://example.com:8443", "https://example.com:8443/"),
+            ("*://example.com:8080", "http://example.com:8080/"),
+            ("*://example.com:*", "https://example.com/"),
+            ("https://*.example.com", "https://a.b.example.com/"),
+            ("*://*:*", "http://[::1]:8080/"),
+            ("http://*:*", "http://example.com/"),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080/"),
+            ("http://10.0.0.0/8:8080", "http://10.255.0.1:8080/"),
+            ("http://10.1.2.3/8", "http://10.9.9.9/"),
+            ("http://[::1]", "http://[::1]/"),
+            ("http://[::1]:81", "http://[0:0:0:0:0:0:0:1]:81/"),
+            ("http://[fd00::/8]:81", "http://[fd12::1]:81/"),
+            ("http://under_score", "http://under_score/"),
+        ] {
+            assert!(allows(list, uri), "{list} and {uri}");
+        }
+    }
+
+    #[test]
+    fn list_allows_nothing_else() {
+        for (list, uri) in [
+            ("http://example.com", "https://example.com/"),
+            ("http://example.com", "http://example.com:8080/"),
+            ("http://example.com", "http://example.com.evil.example/"),
+            ("http://example.com", "http://example.com./"),
+            ("http://example.com", "http://a.example.com/"),
+            ("https://*.example.com", "https://example.com/"),
+            ("https://*.example.com", "https://evilexample.com/"),
+            ("https://*.example.com", "https://a.example.com:444/"),
+            ("http://*:80", "http://example.com:81/"),
+            ("*://*:*", "ftp://example.com/"),
+            ("*://*:*", "http://user@example.com/"),
+            ("*://*:*", "http://user:password@example.com/"),
+            ("*://*:*", "http://example.com:/"),
+            ("http://127.0.0.1", "http://127.1/"),
+            ("http://127.0.0.1", "http://2130706433/"),
+            ("http://127.0.0.1", "http://[::ffff:127.0.0.1]/"),
+            ("http://127.0.0.0/8", "http://128.0.0.1/"),
+            ("http://127.0.0.0/8", "http://127.0.0.1.example.com/"),
+            ("http://0.0.0.0/0", "http://example.com/"),
+            ("http://[::/0]", "http://127.0.0.1/"),
+        ] {
+            assert!(!allows(list, uri), "{list} and {uri}");
+        }
+    }
+}

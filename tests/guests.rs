@@ -272,6 +272,7 @@ fn one_that_failed_never_serves_again() {
     let mut connection = Connection::open(server.address);
     for (path, status) in [
         ("/trap", 500),
+        ("/silent", 502),
         ("/wait", 504),
         ("/loop", 504),
         ("/stack", 500),

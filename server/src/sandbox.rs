@@ -159,6 +159,8 @@ pub struct CallState {
     answer: Mutex<Option<Answered>>,
     /// The guest has not come to a wait or an end: others were given a turn.
     preempted: AtomicBool,
+    /// The guest has given a response, or an error in its place.
+    answered: AtomicBool,
     /// The guest has failed.
     broken: AtomicBool,
     /// The guest has ended, and had written to its standard error.
@@ -167,6 +169,7 @@ pub struct CallState {
 
 impl CallState {
     fn give(&self, answer: Answered) {
+        self.answered.store(true, Ordering::Relaxed);
         *self.answer() = Some(answer);
     }
 
@@ -349,9 +352,11 @@ impl Sandbox {
         host.call
             .logged
             .store(host.take_logged(), Ordering::Relaxed);
-        // A guest that has failed is dropped here, as is one whose time is over.
+        let answered = host.call.answered.load(Ordering::Relaxed);
+        // A guest that has failed is dropped here, as is one whose time is over, or that has given no response: it may
+        // not be able to serve a second request.
         ended?;
-        if guest.served < self.limits.requests {
+        if answered && guest.served < self.limits.requests {
             self.idle().push(guest);
         }
         Ok(())

@@ -35,6 +35,12 @@ const ELF: &[u8] = b"\x7fELF";
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
+/// Linear memories and tables that the modules of a component may define, and elements that a table may start with: what
+/// CPython has is 1, 2 and 5,768, and each element takes 8 bytes outside of the guest's memory.
+const MAX_MEMORIES: u32 = 16;
+const MAX_TABLES: u32 = 64;
+const MAX_TABLE_ELEMENTS: u64 = 100_000;
+
 /// The CPU architecture that this program runs on.
 pub const ARCH: &str = std::env::consts::ARCH;
 
@@ -258,18 +264,30 @@ impl Component {
         })
     }
 
-    /// Checks that an instance can start with this much memory.
+    /// Checks that an instance can start with this much memory, and that its tables are no way around that.
     ///
     /// # Errors
-    /// One line that names the setting and what it has to be.
+    /// One line that names the limit, and the setting if it is one.
     pub fn check_memory(&self, most: MemorySize) -> Result<(), String> {
-        let initial = self.description.initial_memory;
-        if initial > most.0 {
-            let needed = MemorySize(initial);
+        let path = self.path.display();
+        let Description {
+            memories,
+            tables,
+            table_elements,
+            ..
+        } = self.description;
+        if memories > MAX_MEMORIES || tables > MAX_TABLES || table_elements > MAX_TABLE_ELEMENTS {
             return Err(format!(
-                "GUEST_MEMORY={most}: {} starts with {needed}",
-                self.path.display()
+                "{path}: needs more than a sandbox has: {memories} memories, {tables} tables with up to {table_elements} \
+                 elements, and the most is {MAX_MEMORIES}, {MAX_TABLES} and {MAX_TABLE_ELEMENTS}"
             ));
+        }
+        // Each memory has the same share.
+        let initial = self.description.initial_memory;
+        let needed = initial.saturating_mul(memories.into());
+        if needed > most.0 {
+            let needed = MemorySize(needed);
+            return Err(format!("GUEST_MEMORY={most}: {path} starts with {needed}"));
         }
         Ok(())
     }

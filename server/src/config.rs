@@ -47,8 +47,8 @@ pub struct Config {
     pub requests_per_sandbox: u32,
     pub guest_memory: MemorySize,
     pub guest_memory_resident: MemorySize,
-    /// The variables that guests see, as they are in the server's environment.
-    pub guest_env: Vec<(String, String)>,
+    /// The variables that guests see, as they are in the server's environment. One that is not set is not there.
+    pub guest_env: Vec<(String, Option<String>)>,
     pub outbound: outbound::Limits,
     pub idle_timeout: Duration,
     pub header_timeout: Duration,
@@ -107,11 +107,11 @@ impl Config {
 
     /// What guests may use beyond what every guest may, for the log; `None` if that is nothing.
     pub fn granted(&self) -> Option<String> {
-        let names: Vec<_> = self
-            .guest_env
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let name = |(name, value): &(String, Option<String>)| match value {
+            Some(_) => name.clone(),
+            None => format!("{name} (not set)"),
+        };
+        let names: Vec<_> = self.guest_env.iter().map(name).collect();
         let allowed = &self.outbound.allowed;
         let hosts: Vec<_> = allowed.iter().map(ToString::to_string).collect();
         let granted = [
@@ -168,18 +168,20 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
             return Ok(Vec::new());
         };
         let items = list.split(',').map(str::trim);
-        items.map(|item| check(name, item, parse)).collect()
+        let read = |item| match item {
+            "" => check(name, &list, |_| Err("it has an empty item".into())),
+            item => check(name, item, parse),
+        };
+        items.map(read).collect()
     }
 
-    /// Reads the variables that a list names. One that is not set is left out, so that a component has its default.
-    fn granted(&self, name: &str) -> Result<Vec<(String, String)>, String> {
-        let mut granted = Vec::<(String, String)>::new();
+    /// Reads the variables that a list names.
+    fn granted(&self, name: &str) -> Result<Vec<(String, Option<String>)>, String> {
+        let mut granted = Vec::<(String, Option<String>)>::new();
         for variable in self.list(name, variable_name)? {
-            let Some(value) = (self.0)(&variable) else {
-                continue;
-            };
+            let value = (self.0)(&variable).map(OsString::into_string);
             let value = value
-                .into_string()
+                .transpose()
                 .map_err(|_| format!("{name}={variable}: the value of {variable} is not UTF-8"))?;
             if granted.iter().all(|(name, _)| *name != variable) {
                 granted.push((variable, value));
@@ -238,7 +240,8 @@ fn memory_size(value: &str) -> Result<MemorySize, String> {
 }
 
 fn variable_name(value: &str) -> Result<String, String> {
-    let is_name = !value.is_empty() && !value.contains('=') && !value.contains(char::is_whitespace);
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    let is_name = value.bytes().all(is_part);
     is_name
         .then(|| value.to_owned())
         .ok_or_else(|| "not names of variables (such as GREETING,UPSTREAM)".into())
@@ -333,12 +336,18 @@ mod tests {
             ("C", "3"),
         ];
         let config = read(&env).expect("valid");
-        let pairs = [
-            ("A".to_owned(), "1".to_owned()),
-            ("B".to_owned(), String::new()),
-        ];
-        assert_eq!(config.guest_env, pairs);
-        assert_eq!(config.granted().as_deref(), Some("the variables A, B"));
+        let variable =
+            |name: &str, value: Option<&str>| (name.to_owned(), value.map(str::to_owned));
+        assert_eq!(
+            config.guest_env,
+            [
+                variable("A", Some("1")),
+                variable("B", Some("")),
+                variable("MISSING", None)
+            ]
+        );
+        let granted = "the variables A, B, MISSING (not set)";
+        assert_eq!(config.granted().as_deref(), Some(granted));
         assert_eq!(read(&[]).expect("valid").granted(), None);
     }
 
@@ -375,6 +384,12 @@ mod tests {
                 "0s",
                 "not a time from 1ms to 1d (such as 8s or 500ms)",
             ),
+            (
+                "GUEST_ENV",
+                "*",
+                "not names of variables (such as GREETING,UPSTREAM)",
+            ),
+            ("GUEST_ENV", "A,,B", "it has an empty item"),
         ] {
             let error = read(&[(name, value)]).expect_err(value);
             assert_eq!(error, format!("{name}={value}: {wanted}"));

@@ -73,7 +73,8 @@ impl Server {
             memory: config.guest_memory,
             resident: config.guest_memory_resident,
         };
-        let variables = config.guest_env.clone();
+        let set = |(name, value): &(String, Option<String>)| Some((name.clone(), value.clone()?));
+        let variables: Vec<_> = config.guest_env.iter().filter_map(set).collect();
         let shared = Shared {
             log: log.clone(),
             config: variables.iter().cloned().collect(),
@@ -202,8 +203,12 @@ fn allow_files(config: &Config, log: &Log) {
     if let Some(files) = getrlimit(Resource::Nofile).current
         && files < connections + outbound + OWN_FILES
     {
+        let outbound = match outbound {
+            0 => String::new(),
+            outbound => format!(" and MAX_OUTBOUND_CONNECTIONS={outbound}"),
+        };
         log.event(format_args!(
-            "the limit of {files} file descriptors is below MAX_CONNECTIONS={connections}"
+            "the limit of {files} file descriptors is too low for MAX_CONNECTIONS={connections}{outbound}"
         ));
     }
 }

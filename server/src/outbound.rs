@@ -1,8 +1,12 @@
 //! HTTP requests of guests to other services: which hosts are allowed, how many connections, for how long.
 //!
 //! `wasmtime-wasi-http` sends them, each over a connection of its own, by HTTP/1.1, and HTTPS with Mozilla's root
-//! certificates. What it leaves open is bounded here: its timeout for connecting does not cover TLS, and a connection
-//! whose response nobody reads stays open.
+//! certificates. What it leaves open is bounded here:
+//!
+//! - Its timeout for connecting does not cover TLS.
+//! - A connection whose response nobody reads stays open.
+//! - A look-up of a name goes on when nobody waits for it any more, on a thread of the runtime, and the next ones queue up
+//!   behind it. So a name is looked up here first, and by the library only once it has resolved; both hold a permit.
 
 use crate::log::{Log, Often};
 use bytes::Bytes;
@@ -13,14 +17,15 @@ use hyper::body::{Body, Frame, SizeHint};
 use ipnet::IpNet;
 use std::fmt;
 use std::future;
-use std::net::IpAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, default_send_request};
 
@@ -78,19 +83,19 @@ impl AllowedHost {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         // The colons of an IPv6 address are not those of a port.
         let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !port.contains(']') && Host::parse(rest).is_none() => {
-                (host, Some(port))
-            }
+            Some((host, port)) if !port.contains(']') => (host, Some(port)),
             _ => (rest, None),
         };
-        if host == "self" || host == "spin.internal" || host.ends_with(".spin.internal") {
+        let lower = host.to_lowercase();
+        if lower == "self" || lower == "spin.internal" || lower.ends_with(".spin.internal") {
             return Err("a server has no other components to call: name a host".into());
         }
         let host = Host::parse(host).ok_or_else(wanted)?;
         let port = match (port, &scheme) {
             (Some("*"), _) => None,
             (Some(port), _) => {
-                let number = port.parse().ok().filter(|&number| number != 0);
+                let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+                let number = port.parse().ok().filter(|&number| digits && number != 0);
                 Some(number.ok_or("its port is neither * nor a number from 1 to 65535")?)
             }
             (None, Some(scheme)) => Some(default_port(scheme)),
@@ -126,36 +131,46 @@ impl Host {
         if let Some(domain) = host.strip_prefix("*.") {
             return is_name(domain).then(|| Self::Suffix(format!(".{}", domain.to_lowercase())));
         }
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
+        // An IPv6 address is in brackets, and nothing else is.
+        let bare = without_brackets(host);
+        let is_v6 = bare.is_some();
         let bare = bare.unwrap_or(host);
-        if let Ok(address) = bare.parse() {
-            return Some(Self::Address(address));
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return (address.is_ipv6() == is_v6).then_some(Self::Address(address));
         }
         if let Ok(network) = bare.parse::<IpNet>() {
-            return Some(Self::Network(network));
+            let is_network_v6 = matches!(network, IpNet::V6(_));
+            return (is_network_v6 == is_v6).then_some(Self::Network(network));
         }
         is_name(host).then(|| Self::Name(host.to_lowercase()))
     }
 
     fn allows(&self, host: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Name(name) => host == name,
-            Self::Suffix(suffix) => host.ends_with(suffix),
-            // Only addresses as they are usually written: the C library also takes 127.1 or 0x7f000001 for one, which
-            // is no name that a list has.
-            Self::Address(address) => host.parse() == Ok(*address),
-            Self::Network(network) => host
-                .parse::<IpAddr>()
-                .is_ok_and(|address| network.contains(&address)),
+        // An IPv4 address that is written as one of IPv6 leads to the former.
+        let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
+        match (self, address) {
+            (Self::Any, _) => true,
+            (Self::Name(name), Err(_)) => host == name,
+            (Self::Suffix(suffix), Err(_)) => host.ends_with(suffix),
+            (Self::Address(allowed), Ok(address)) => allowed.to_canonical() == address,
+            (Self::Network(network), Ok(address)) => network.contains(&address),
+            _ => false,
         }
     }
 }
 
-/// Returns true for names of letters, digits and what else container networks have in names.
+/// What is between the brackets of an IPv6 address or network.
+fn without_brackets(host: &str) -> Option<&str> {
+    host.strip_prefix('[')?.strip_suffix(']')
+}
+
+/// Returns true for names of letters, digits and what else container networks have in names. The last part is no number:
+/// the C library takes 127.1 and 0x7f000001 for addresses.
 fn is_name(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default().to_lowercase();
+    if last.starts_with("0x") || last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
     let is_label = |label: &str| {
         !label.is_empty()
             && label
@@ -184,17 +199,29 @@ impl<'a> Destination<'a> {
         if *authority != *plain {
             return None;
         }
-        let host = authority.host();
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
+        let host = match without_brackets(authority.host()) {
+            Some(address) => address.parse::<Ipv6Addr>().ok()?.to_string(),
+            None => authority.host().to_lowercase(),
+        };
+        if host.is_empty() {
+            return None;
+        }
         Some(Self {
             scheme,
-            host: bare.unwrap_or(host).to_lowercase(),
+            host,
             port: authority.port_u16().unwrap_or_else(|| default_port(scheme)),
         })
     }
 }
+
+/// Names that are looked up at a time, for guests on all threads.
+const MAX_LOOKUPS: usize = 32;
+
+/// The most time that the system's resolver is assumed to take: musl's makes two attempts of 5 s each.
+const LOOKUP_TIME: Duration = Duration::from_secs(10);
+
+/// Characters of a destination that a line of the log has.
+const MAX_LOGGED_CHARS: usize = 256;
 
 /// What guests may ask of other services.
 #[derive(Clone, Debug)]
@@ -216,6 +243,7 @@ pub struct Outbound {
     /// The most time that a connection may be open.
     longest: Duration,
     connections: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
     denied: Often,
     too_many: Often,
 }
@@ -231,6 +259,7 @@ impl Outbound {
     pub fn new(limits: Limits, guest_timeout: Duration) -> Self {
         Self {
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             longest: guest_timeout,
             denied: Often::default(),
             too_many: Often::default(),
@@ -253,17 +282,19 @@ impl Outbound {
         });
         let refused = |error| -> Sending<Sent> { Box::new(future::ready(Err(error))) };
         let uri = request.uri();
-        if !self.allows(uri) {
-            let destination = format!(
-                "{}://{}",
-                uri.scheme_str().unwrap_or_default(),
-                uri.authority().map_or("", without_userinfo)
-            );
+        let allowed = Destination::of(uri)
+            .filter(|to| self.limits.allowed.iter().any(|host| host.allows(to)));
+        let Some(destination) = allowed else {
             log.often(&self.denied, |count| {
-                format!("ALLOWED_OUTBOUND_HOSTS does not allow {destination}: denied {count} outbound requests")
+                let scheme = uri.scheme_str().unwrap_or_default();
+                let authority = uri.authority().map_or("", without_userinfo);
+                let authority: String = authority.chars().take(MAX_LOGGED_CHARS).collect();
+                format!(
+                    "denied {count} outbound requests, the last to {scheme}://{authority}: not in ALLOWED_OUTBOUND_HOSTS"
+                )
             });
             return refused(Error::HttpRequestDenied);
-        }
+        };
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
             log.often(&self.too_many, |count| {
                 format!("outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected {count} outbound requests")
@@ -274,18 +305,38 @@ impl Outbound {
         let connect_timeout = options.connect_timeout.unwrap_or_default();
         let is_sent = request.body().is_sent.clone();
         let longest = self.longest;
+        let is_name = destination.host.parse::<IpAddr>().is_err();
+        let name = is_name.then_some((destination.host, destination.port));
+        let lookups = self.lookups.clone();
         Box::new(async move {
-            let no_connection = async {
-                sleep(connect_timeout).await;
+            let deadline = pin!(sleep(connect_timeout));
+            let mut no_connection = pin!(async {
+                deadline.await;
                 if is_sent.load(Ordering::Relaxed) {
                     future::pending().await
                 }
+            });
+            let lookup = match name {
+                Some(name) => tokio::select! {
+                    biased;
+                    lookup = look_up(name, lookups) => Some(lookup?),
+                    () = &mut no_connection => return Err(Error::ConnectionTimeout),
+                },
+                None => None,
             };
             let (response, io) = tokio::select! {
                 biased;
                 sent = default_send_request(request, Some(options)) => sent?,
-                () = no_connection => return Err(Error::ConnectionTimeout),
+                () = no_connection => {
+                    // The library's look-up may go on.
+                    tokio::spawn(async move {
+                        sleep(LOOKUP_TIME).await;
+                        drop(lookup);
+                    });
+                    return Err(Error::ConnectionTimeout);
+                }
             };
+            drop(lookup);
             let io: Sending<()> = Box::new(async move {
                 let _permit = permit;
                 // A guest that serves several requests may hold on to the response of one.
@@ -297,11 +348,6 @@ impl Outbound {
         })
     }
 
-    fn allows(&self, uri: &Uri) -> bool {
-        let destination = Destination::of(uri);
-        destination.is_some_and(|to| self.limits.allowed.iter().any(|host| host.allows(&to)))
-    }
-
     fn options(&self, asked: RequestOptions) -> RequestOptions {
         let least =
             |asked: Option<Duration>, most| Some(asked.map_or(most, |asked| asked.min(most)));
@@ -311,6 +357,23 @@ impl Outbound {
             between_bytes_timeout: least(asked.between_bytes_timeout, self.limits.idle_timeout),
         }
     }
+}
+
+/// Looks up a name; returns the permit for it. The permit stays with the look-up if nobody waits for that any more, so
+/// that there are never more of them than [`MAX_LOOKUPS`].
+///
+/// # Errors
+/// When the name has no address, or the system denies one.
+async fn look_up(
+    name: (String, u16),
+    lookups: Arc<Semaphore>,
+) -> Result<OwnedSemaphorePermit, Error> {
+    let permit = lookups.acquire_owned().await;
+    let permit = permit.map_err(|_| Error::InternalError(None))?;
+    let found = spawn_blocking(move || name.to_socket_addrs().map(|_| permit)).await;
+    found
+        .map_err(|_| Error::InternalError(None))?
+        .map_err(Error::Connect)
 }
 
 /// An authority for the log, without what may be a password.
@@ -404,8 +467,28 @@ mod tests {
             ("http://[::1]:81", "http://[0:0:0:0:0:0:0:1]:81/"),
             ("http://[fd00::/8]:81", "http://[fd12::1]:81/"),
             ("http://under_score", "http://under_score/"),
+            ("http://127.0.0.1", "http://[::ffff:127.0.0.1]/"),
+            ("http://[::ffff:127.0.0.1]", "http://127.0.0.1/"),
         ] {
             assert!(allows(list, uri), "{list} and {uri}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_an_address_is_no_name() {
+        for list in [
+            "http://127.1",
+            "http://*.0.0.1",
+            "http://0x7f000001",
+            "http://256.256.256.256",
+            "http://::1",
+            "http://fd00::/8:81",
+            "http://[127.0.0.1]",
+            "http://a:+80",
+            "http://SELF",
+            "http://Other.Spin.Internal",
+        ] {
+            AllowedHost::parse(list).expect_err(list);
         }
     }
 
@@ -427,8 +510,10 @@ mod tests {
             ("*://*:*", "http://example.com:/"),
             ("http://127.0.0.1", "http://127.1/"),
             ("http://127.0.0.1", "http://2130706433/"),
-            ("http://127.0.0.1", "http://[::ffff:127.0.0.1]/"),
             ("http://127.0.0.0/8", "http://128.0.0.1/"),
+            ("http://[::/0]", "http://[::ffff:127.0.0.1]/"),
+            ("http://localhost", "http://[localhost]/"),
+            ("*://*:*", "http://[127.0.0.1]/"),
             ("http://127.0.0.0/8", "http://127.0.0.1.example.com/"),
             ("http://0.0.0.0/0", "http://example.com/"),
             ("http://[::/0]", "http://127.0.0.1/"),

@@ -572,14 +572,15 @@ const SPARE_ADDRESS_SPACE: usize = 256 << 20;
 /// Elements that a table may grow to, if it does not start with more: Wasmtime's default.
 const TABLE_ELEMENTS: usize = 20_000;
 
-/// Slots for guests: each as many memories and tables as the component's modules define. A component that makes several
-/// instances of a module may need more, and then does not load.
+/// Slots for guests: each as many memories and tables as the component's modules define, which share what a guest may
+/// have. A component that makes several instances of a module may need more, and then does not load.
 fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
     let Limits { calls, .. } = limits;
     let Description {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
+    let share = |size: MemorySize| (size.0 / u64::from(memories.max(1))) as usize;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(calls)
         // They take no room of their own.
@@ -590,11 +591,11 @@ fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
         .max_tables_per_component(tables)
         .table_elements(elements.max(TABLE_ELEMENTS))
         .total_stacks(calls)
-        .max_memory_size(limits.memory.0 as usize)
+        .max_memory_size(share(limits.memory))
         // Each guest starts from the component's initial memory. The first bytes of a used slot are
         // overwritten with it and stay resident: by default all of it for a guest that starts small (see the
         // root package's build.rs). The kernel takes the pages above them (`madvise`).
-        .linear_memory_keep_resident(limits.resident.0 as usize)
+        .linear_memory_keep_resident(share(limits.resident))
         .table_keep_resident(4 << 10)
         // Resetting only the pages that the kernel reports as written (`PAGEMAP_SCAN`, as Wasmtime 48
         // asks for it: written and present) misses a page that was swapped out or is just migrating.

@@ -32,9 +32,9 @@ const HEADER_BYTES: usize = 32 << 10;
 /// HTTP/2 requests that one connection may have under way.
 const STREAMS: u32 = 100;
 
-/// Threads of a worker that resolve names for outbound requests. Each of a name server's timeouts keeps one busy for
+/// Threads of a worker that look up names for outbound requests. Each of a name server's timeouts keeps one busy for
 /// seconds.
-const RESOLVERS: usize = 8;
+const RESOLVERS: usize = 16;
 
 /// A resolver's time without work before it ends: none, as the runtime aborts the process if there is no resolver and
 /// the system denies a thread.
@@ -94,6 +94,8 @@ impl Worker {
                     }
                     let _ = report.send(Ok(()));
                     runtime.block_on(serve);
+                    // Without waiting for a look-up of a name.
+                    runtime.shutdown_background();
                 }
                 Err(error) => drop(report.send(Err(error))),
             }

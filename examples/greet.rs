@@ -19,6 +19,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 async fn handle(request: Request) -> Response<String> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/") => text(StatusCode::OK, "Hello from Rust!"),
+        (&Method::GET, "/health") => text(StatusCode::OK, "OK"),
         (&Method::GET, "/count") => {
             let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
             text(StatusCode::OK, &count.to_string())

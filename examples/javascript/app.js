@@ -5,6 +5,8 @@ async function handle(request) {
   switch (`${request.method} ${pathname}`) {
     case "GET /":
       return new Response("Hello from JavaScript!");
+    case "GET /health":
+      return new Response("OK");
     case "GET /count":
       count += 1;
       return new Response(String(count));

@@ -29,6 +29,8 @@ function respond(request) {
   switch (`${request.method().tag} ${path.split("?")[0]}`) {
     case "get /":
       return plain(200, "Hello from JavaScript!");
+    case "get /health":
+      return plain(200, "OK");
     case "get /count":
       count += 1;
       return plain(200, String(count));

@@ -28,6 +28,8 @@ def answer(request: types.IncomingRequest) -> tuple[int, str, str]:
     match request.method(), (request.path_with_query() or "/").partition("?")[0]:
         case types.Method_Get(), "/":
             return 200, "text/plain", "Hello from Python!"
+        case types.Method_Get(), "/health":
+            return 200, "text/plain", "OK"
         case types.Method_Get(), "/count":
             count += 1
             return 200, "text/plain", str(count)

@@ -176,7 +176,7 @@ fn start_up_line_describes_the_component() {
         let description = |name: &str, digest: &str| {
             let version = env!("CARGO_PKG_VERSION");
             format!(
-                ": component \"{name}\" ({wasi}, sha256:{digest}, compiled by {version}) listening on "
+                ": component \"{name}\" ({wasi}, sha256:{digest}, compiled by {version}), MAX_CONNECTIONS="
             )
         };
         // By the name of the file, and compiled in memory or before.

@@ -203,22 +203,16 @@ fn runtime() -> tokio::runtime::Runtime {
     runtime.expect("a runtime")
 }
 
-#[test]
-fn it_outlives_a_lack_of_file_descriptors() {
-    let _alone = alone();
-    let mut limited = Command::new("sh");
-    let script = "ulimit -n 100 && exec \"$@\"";
-    limited.env_clear().args(["-c", script, "sh"]);
-    limited.args(words()).arg(WASI.cwasm());
-    let mut server = Server::spawn(limited, &[QUIET]);
-    let address = server.address;
-    let begun = Instant::now();
-    let crowd: Vec<_> = (0..300).map(|_| Connection::open(address)).collect();
-    // Those for whom there was no descriptor are told so, and not kept waiting.
-    let mut refused = 0;
+/// Opens connections until so many of them have been turned away; the others are served. Returns how many were, of these
+/// `connections`.
+fn turned_away(address: SocketAddr, connections: usize) -> usize {
+    let crowd: Vec<_> = (0..connections)
+        .map(|_| Connection::open(address))
+        .collect();
+    let mut turned_away = 0;
     for mut connection in crowd.into_iter().rev() {
         if connection.send_request("GET", "/").is_err() {
-            refused += 1;
+            turned_away += 1;
             continue;
         }
         match connection.answer("GET") {
@@ -226,16 +220,72 @@ fn it_outlives_a_lack_of_file_descriptors() {
             Ok(answer) => {
                 assert_eq!(answer.status, 503);
                 assert_eq!(answer.header("retry-after"), ["1"]);
-                refused += 1;
+                turned_away += 1;
             }
-            Err(_) => refused += 1,
+            Err(_) => turned_away += 1,
         }
     }
-    assert!((180..300).contains(&refused), "{refused} of 300 refused");
     await_that("it serves again", || {
         let answer = Connection::open(address).request("GET", "/health");
         answer.is_ok_and(|answer| answer.status == 200)
     });
+    turned_away
+}
+
+/// A server that may have this many file descriptors.
+fn with_files(files: u64) -> Command {
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -n {files} && exec \"$@\"");
+    limited.env_clear().args(["-c", &script, "sh"]);
+    limited.args(words()).arg(WASI.cwasm());
+    limited
+}
+
+#[test]
+fn few_file_descriptors_leave_room_for_fewer_connections() {
+    let _alone = alone();
+    let mut server = Server::spawn(with_files(100), &[QUIET]);
+    let line = server.line();
+    let (_, room) = line.split_once("leaves room for ").expect(&line);
+    let (room, _) = room.split_once(" connections, ").expect(&line);
+    let room: usize = room.parse().expect(&line);
+    assert!((10..50).contains(&room), "{line}");
+    let turned_away = turned_away(server.address, 300);
+    assert_eq!(turned_away, 300 - room);
+    server.signal(Signal::TERM);
+    let lines = server.lines_until("shutting down");
+    let is_expected = |line: &String| line.contains("MAX_CONNECTIONS are open: ");
+    assert!(lines.iter().all(is_expected), "{lines:?}");
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn too_few_file_descriptors_end_it_with_what_it_needs() {
+    let _alone = alone();
+    let output = with_files(40).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    let line = "error: the limit of 40 file descriptors is too low: the server needs ";
+    assert!(
+        error.starts_with(line) && error.lines().count() == 1,
+        "{error}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// The limit can sink while the server runs, and the whole system can run out.
+#[test]
+fn it_outlives_a_lack_of_file_descriptors() {
+    let _alone = alone();
+    let mut server = Server::start(WASI, &[QUIET]);
+    let begun = Instant::now();
+    let room = server.files() as u64 + 40;
+    server.limit_files(room);
+    // Those for whom there is no descriptor are told so, and not kept waiting.
+    let turned_away = turned_away(server.address, 300);
+    assert!(
+        (180..300).contains(&turned_away),
+        "{turned_away} of 300 turned away"
+    );
     server.signal(Signal::TERM);
     let lines = server.lines_until("shutting down");
     let complaints = lines.iter().filter(|line| {

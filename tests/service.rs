@@ -81,8 +81,7 @@ fn forbidden_field_returns_500_and_logs_its_name() {
     );
 }
 
-/// With WASI 0.2 nothing of the response has been sent yet, so that the client still gets a status.
-/// With WASI 0.3 a guest waits for each piece to be taken.
+/// Nothing of the response has been sent yet, so that the client still gets a status.
 #[test]
 fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
     for_each_entry_point(&[], |entry, server| {
@@ -90,14 +89,9 @@ fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
         connection
             .send_request("GET", "/half-at-once")
             .expect("sent");
-        if entry == "wasi" {
-            let response = connection.answer("GET").expect("a response");
-            assert_eq!(response.status, 500);
-            assert_eq!(response.body, b"Internal Server Error");
-        } else {
-            let half = connection.rest().expect("the end");
-            assert!(half.ends_with(b"\r\n\r\n4\r\nhalf\r\n"));
-        }
+        let response = connection.answer("GET").expect("a response");
+        assert_eq!(response.status, 500, "{entry}");
+        assert_eq!(response.body, b"Internal Server Error", "{entry}");
         let line = "guest: GET /half-at-once: the error: the cause";
         assert_eq!(log_to_the_end(server), [line], "{entry}");
     });
@@ -317,14 +311,40 @@ fn request_that_is_not_whole_gets_400() {
             "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\n",
             "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nno size\r\n",
         ] {
-            let mut connection = Connection::open(server.address);
             let head = format!("POST /collect HTTP/1.1\r\nHost: test\r\n{rest}");
-            connection.send(head).expect("sent");
+            let mut connection = Connection::open(server.address);
+            connection.send(&head).expect("sent");
             connection.shut_down().expect("shut down");
             let response = connection.answer("POST").expect("a response");
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }
-        assert_eq!(log_to_the_end(server), ["guest: collecting"; 3], "{entry}");
+        // No guest has started.
+        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
+    });
+}
+
+/// A guest starts with a part of the body if the client pauses, and then sees no error.
+#[test]
+fn request_that_is_not_whole_gets_400_from_a_guest_that_reads_it() {
+    for_each_entry_point(&[], |entry, server| {
+        for (part, rest) in [
+            ("Content-Length: 9\r\n\r\nhalf", ""),
+            ("Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", "4\r\n"),
+            (
+                "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+                "no size\r\n",
+            ),
+        ] {
+            let mut connection = Connection::open(server.address);
+            let head = format!("POST /collect HTTP/1.1\r\nHost: test\r\n{part}");
+            connection.send(head).expect("sent");
+            server.lines_until("guest: collecting");
+            connection.send(rest).expect("sent");
+            connection.shut_down().expect("shut down");
+            let response = connection.answer("POST").expect("a response");
+            assert_eq!(response.status, 400, "{entry}: {rest}");
+        }
+        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
     });
 }
 

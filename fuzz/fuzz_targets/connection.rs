@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
-    let config = Config::read(Some("127.0.0.1:0".into()), |_| None).expect("defaults");
+    let config = Config::read(Some("127.0.0.1:0".into()), |_| None, None).expect("defaults");
     let log = Log::start(Format::Text, CheckedLog::default()).expect("a thread");
     let path = env::var_os("COMPONENT").expect("COMPONENT names the service's .cwasm");
     let component = Component::open(path.as_ref()).expect("a component");

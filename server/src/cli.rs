@@ -6,6 +6,7 @@ use crate::compile;
 use crate::component::ARCH;
 use crate::component::{Component, VERSION};
 use crate::config::{self, Config};
+use crate::container;
 use crate::listener::Server;
 use crate::log::{Log, printable};
 use crate::probe;
@@ -16,9 +17,10 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Runs the command that the process's arguments ask for.
 pub fn main() -> ExitCode {
@@ -121,7 +123,7 @@ Usage: wasi-essentials [serve] [COMPONENT] [--listen ADDR]
        wasi-essentials compile INPUT.wasm [-o OUTPUT.cwasm] [--target ARCH]
          compiles a component for Linux, so that it can be served without a compiler
        wasi-essentials healthcheck [--listen ADDR]
-         asks a running server for /health
+         asks a running server for /livez at MANAGEMENT_LISTEN, or for /health where that is off
 
 COMPONENT is a .cwasm that `compile` has made; or, if this program has the compiler, a .wasm.
 
@@ -142,14 +144,21 @@ fn variable(name: &str) -> Option<OsString> {
 
 /// Reads the settings, of which `listen` is an argument.
 fn config(listen: Option<String>) -> Result<Config, Failure> {
-    Config::read(listen, |name| env::var_os(name)).map_err(Failure::Usage)
+    let limit = container::memory_limit();
+    Config::read(listen, |name| env::var_os(name), limit).map_err(Failure::Usage)
 }
 
 fn healthcheck(given: Arguments) -> Result<(), Failure> {
     no_option("healthcheck", "file", &given.file)?;
     no_option("healthcheck", "--output", &given.output)?;
     no_option("healthcheck", "--target", &given.target)?;
-    probe::healthy(config(given.listen)?.listen).map_err(Failure::Run)
+    let is_traffic_given = given.listen.is_some();
+    let config = config(given.listen)?;
+    let probed = match config.management {
+        Some(address) if !is_traffic_given => probe::healthy(address, "/livez"),
+        _ => probe::healthy(config.listen, "/health"),
+    };
+    probed.map_err(Failure::Run)
 }
 
 #[cfg(feature = "compile")]
@@ -196,8 +205,7 @@ fn serve(given: Arguments, is_named: bool) -> Result<(), Failure> {
             path.to_owned()
         }
     };
-    let component = Component::open(&path).map_err(Failure::Run)?;
-    run_server(&component, config).map_err(Failure::Run)
+    run_server(path, config).map_err(Failure::Run)
 }
 
 /// Where to look: the address that stands for all of a machine's cannot be opened itself.
@@ -216,30 +224,56 @@ fn version() -> String {
     )
 }
 
-fn run_server(component: &Component, config: Config) -> Result<(), String> {
+fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
     let no = |error: io::Error| format!("cannot start: {error}");
-    let granted = config.granted();
-    let log = Log::start(config.log_format, io::stdout()).map_err(no)?;
-    let server = Server::bind(component, config, &log)?;
-    let address = server.address().map_err(no)?;
+    // Before anything else, the signals: as process 1 of a container, a process gets none that it has no handler for.
     let runtime = tokio::runtime::Builder::new_current_thread();
-    let served = { runtime }
-        .enable_all()
-        .build()
-        .map_err(no)?
-        .block_on(async {
-            let stop = signals().map_err(no)?;
-            log.event(format_args!(
-                "{}: {} listening on {address}, see http://{}/",
-                version(),
-                component.description,
-                visible(address)
-            ));
-            if let Some(granted) = granted {
-                log.event(format_args!("the component may use {granted}"));
+    let runtime = { runtime }.enable_all().build().map_err(no)?;
+    let mut stop = runtime.block_on(async { signals() }).map_err(no)?;
+    let log = Log::start(config.log_format, io::stdout()).map_err(no)?;
+    let served = runtime.block_on(async {
+        let (sizes, granted, warning) = (config.sizes(), config.granted(), config.warning());
+        let (sender, loaded) = oneshot::channel();
+        let server_log = log.clone();
+        thread::Builder::new()
+            .name("loader".into())
+            .spawn(move || {
+                let component = Component::open(&path);
+                let server = component.and_then(|component| {
+                    let server = Server::bind(&component, config, &server_log)?;
+                    Ok((component.description, server))
+                });
+                // Nobody waits for it after a signal.
+                let _ = sender.send(server);
+            })
+            .map_err(no)?;
+        let (description, server) = tokio::select! {
+            biased;
+            reason = stop.recv() => {
+                let reason = reason.unwrap_or_default();
+                log.event(format_args!("{reason}: ended before it has served"));
+                return Ok(());
             }
-            server.run(stop).await
-        });
+            loaded = loaded => loaded.map_err(|error| no(io::Error::other(error)))??,
+        };
+        let address = server.address().map_err(no)?;
+        let management = match server.management_address() {
+            Some(address) => format!("management on {address}, "),
+            None => String::new(),
+        };
+        log.event(format_args!(
+            "{}: {description}, {sizes}, {management}listening on {address}, see http://{}/",
+            version(),
+            visible(address)
+        ));
+        if let Some(granted) = granted {
+            log.event(format_args!("the component may use {granted}"));
+        }
+        if let Some(warning) = warning {
+            log.event(format_args!("{warning}"));
+        }
+        server.run(stop).await
+    });
     log.flush(FLUSH);
     served
 }

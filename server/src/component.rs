@@ -10,6 +10,7 @@
 //! The trailer has what `serve` needs before there is an engine that could load the file: an engine's settings have to
 //! match those of the compilation. A program that has the compiler makes the same description of a `.wasm`.
 
+use crate::budget::TABLE_ELEMENT_BYTES;
 #[cfg(feature = "compile")]
 use crate::compile;
 use crate::config::MemorySize;
@@ -288,6 +289,32 @@ impl Component {
         if needed > most.0 {
             let needed = MemorySize(needed);
             return Err(format!("GUEST_MEMORY={most}: {path} starts with {needed}"));
+        }
+        Ok(())
+    }
+}
+
+impl Component {
+    /// Checks that at least one instance fits into the memory of all.
+    ///
+    /// # Errors
+    /// One line that names the setting.
+    pub fn check_total(&self, total: MemorySize) -> Result<(), String> {
+        let Description {
+            initial_memory,
+            memories,
+            tables,
+            table_elements,
+            ..
+        } = self.description;
+        let tables = u64::from(tables) * table_elements * TABLE_ELEMENT_BYTES as u64;
+        let needed = initial_memory.saturating_mul(memories.into()) + tables;
+        if needed > total.0 {
+            let path = self.path.display();
+            let needed = MemorySize(needed);
+            return Err(format!(
+                "GUEST_MEMORY_TOTAL={total}: {path} starts with {needed}"
+            ));
         }
         Ok(())
     }

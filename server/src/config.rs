@@ -1,5 +1,6 @@
 //! The configuration: read once at start-up from flags and the environment, never again.
 
+use crate::container;
 use crate::engine::MEMORY_RESERVATION;
 use crate::log::{Format, printable};
 use crate::outbound::{self, AllowedHost};
@@ -14,6 +15,7 @@ Settings, from the environment:
   COMPONENT                    the component's file                      /component.cwasm
   LISTEN                       address and port to listen on             0.0.0.0:5000
   PORT                         the port alone; LISTEN has priority       5000
+  MANAGEMENT_LISTEN            the same for /livez and /readyz, or off   off
   LOG_FORMAT                   text or json                              text
   ACCESS_LOG                   on or off: a line for each request        on
   MAX_CONNECTIONS              connections open at a time                10000
@@ -21,12 +23,15 @@ Settings, from the environment:
   REQUESTS_PER_SANDBOX         requests that one sandbox may serve       1
   GUEST_MEMORY                 most memory of a sandbox, up to 1GiB      64MiB
   GUEST_MEMORY_RESIDENT        of that, kept for the sandbox's next use  256KiB
+  GUEST_MEMORY_TOTAL           most memory of all sandboxes together     256MiB
   IDLE_TIMEOUT                 for the next request to begin             75s
   HEADER_TIMEOUT               for a request's head to arrive            10s
-  BODY_TIMEOUT                 for the next piece of a request's body    10s
-  WRITE_TIMEOUT                for a client to take more of an answer    30s
-  GUEST_TIMEOUT                for the component to answer               10s
+  BODY_TIMEOUT                 for a client to send 1 KiB of a body      10s
+  WRITE_TIMEOUT                for a client to take 1 KiB of a response  30s
+  GUEST_TIMEOUT                for the component to go on with its work  5s
+  DRAIN_DELAY                  not ready, but serving, after a signal    0s
   DRAIN_TIMEOUT                for a shutdown to let work finish         8s
+In a container with less than 512 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.
 
 What the component may use, which is nothing by default:
   GUEST_ENV                    names of variables that it sees, such as GREETING,UPSTREAM
@@ -40,6 +45,8 @@ What the component may use, which is nothing by default:
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// Where `/livez` and `/readyz` are; `None` if nowhere.
+    pub management: Option<SocketAddr>,
     pub log_format: Format,
     pub access_log: bool,
     pub max_connections: u32,
@@ -47,6 +54,9 @@ pub struct Config {
     pub requests_per_sandbox: u32,
     pub guest_memory: MemorySize,
     pub guest_memory_resident: MemorySize,
+    pub guest_memory_total: MemorySize,
+    /// Memory of the container that the server runs in, in bytes.
+    pub memory_limit: Option<u64>,
     /// The variables that guests see, as they are in the server's environment. One that is not set is not there.
     pub guest_env: Vec<(String, Option<String>)>,
     pub outbound: outbound::Limits,
@@ -55,18 +65,20 @@ pub struct Config {
     pub body_timeout: Duration,
     pub write_timeout: Duration,
     pub guest_timeout: Duration,
+    pub drain_delay: Duration,
     pub drain_timeout: Duration,
 }
 
 impl Config {
     /// Reads the settings: `listen` from the command line, the rest through `env`, a view of the
-    /// environment. A variable that is set but empty counts as not set.
+    /// environment. A variable that is set but empty counts as not set. `memory_limit` is that of the container, in bytes.
     ///
     /// # Errors
     /// One line that names the setting, its value and what it takes.
     pub fn read(
         listen: Option<String>,
         env: impl Fn(&str) -> Option<OsString>,
+        memory_limit: Option<u64>,
     ) -> Result<Self, String> {
         let env = Env(env);
         let port = env.get("PORT", 5000, port)?;
@@ -75,19 +87,30 @@ impl Config {
             Some(value) => check("--listen", &value, address)?,
             None => env.get("LISTEN", any, address)?,
         };
+        let max_connections = env.read("MAX_CONNECTIONS", count::<1_000_000>)?;
+        let guest_memory_total = env.read("GUEST_MEMORY_TOTAL", memory_size::<MAX_TOTAL>)?;
+        let given = guest_memory_total.map(|MemorySize(bytes)| bytes);
+        let (connections, guests) = container::defaults(memory_limit, max_connections, given);
         Ok(Self {
             listen,
+            management: env.get("MANAGEMENT_LISTEN", None, address_or_off)?,
             log_format: env.get("LOG_FORMAT", Format::Text, format)?,
             access_log: env.get("ACCESS_LOG", true, switch)?,
-            max_connections: env.get("MAX_CONNECTIONS", 10_000, count::<1_000_000>)?,
-            max_requests: env.get("MAX_REQUESTS", 64, count::<4096>)?,
+            max_connections: max_connections.unwrap_or(connections),
+            max_requests: env.get("MAX_REQUESTS", 64, count::<MAX_REQUESTS>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
-            guest_memory: env.get("GUEST_MEMORY", MemorySize(64 << 20), memory_size)?,
+            guest_memory: env.get(
+                "GUEST_MEMORY",
+                MemorySize(64 << 20),
+                memory_size::<MEMORY_RESERVATION>,
+            )?,
             guest_memory_resident: env.get(
                 "GUEST_MEMORY_RESIDENT",
                 MemorySize(256 << 10),
-                memory_size,
+                memory_size::<MEMORY_RESERVATION>,
             )?,
+            guest_memory_total: guest_memory_total.unwrap_or(MemorySize(guests)),
+            memory_limit,
             guest_env: env.granted("GUEST_ENV")?,
             outbound: outbound::Limits {
                 allowed: env.list("ALLOWED_OUTBOUND_HOSTS", AllowedHost::parse)?,
@@ -100,8 +123,31 @@ impl Config {
             header_timeout: env.seconds("HEADER_TIMEOUT", 10)?,
             body_timeout: env.seconds("BODY_TIMEOUT", 10)?,
             write_timeout: env.seconds("WRITE_TIMEOUT", 30)?,
-            guest_timeout: env.seconds("GUEST_TIMEOUT", 10)?,
+            guest_timeout: env.seconds("GUEST_TIMEOUT", 5)?,
+            drain_delay: env.get("DRAIN_DELAY", Duration::ZERO, duration_or_zero)?,
             drain_timeout: env.seconds("DRAIN_TIMEOUT", 8)?,
+        })
+    }
+
+    /// The settings that depend on the container, for the log.
+    pub fn sizes(&self) -> String {
+        format!(
+            "MAX_CONNECTIONS={}, GUEST_MEMORY_TOTAL={}",
+            self.max_connections, self.guest_memory_total
+        )
+    }
+
+    /// A line for the log if the container may be too small for the settings.
+    pub fn warning(&self) -> Option<String> {
+        let limit = self.memory_limit?;
+        let needed = container::needed(self.max_connections, self.guest_memory_total.0);
+        (needed > limit).then(|| {
+            format!(
+                "warning: {} may take {} MiB, and this container has {} MiB",
+                self.sizes(),
+                needed.div_ceil(1 << 20),
+                limit >> 20
+            )
         })
     }
 
@@ -151,11 +197,13 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
         Some(value.to_string_lossy().into_owned())
     }
 
+    fn read<T>(&self, name: &str, parse: Parse<T>) -> Result<Option<T>, String> {
+        let value = self.text(name);
+        value.map(|value| check(name, &value, parse)).transpose()
+    }
+
     fn get<T>(&self, name: &str, default: T, parse: Parse<T>) -> Result<T, String> {
-        match self.text(name) {
-            Some(value) => check(name, &value, parse),
-            None => Ok(default),
-        }
+        Ok(self.read(name, parse)?.unwrap_or(default))
     }
 
     fn seconds(&self, name: &str, default: u64) -> Result<Duration, String> {
@@ -203,6 +251,15 @@ fn address(value: &str) -> Result<SocketAddr, String> {
     value.parse().map_err(|_| wanted.into())
 }
 
+fn address_or_off(value: &str) -> Result<Option<SocketAddr>, String> {
+    match value {
+        "off" => Ok(None),
+        _ => value.parse().map(Some).map_err(|_| {
+            "neither off nor an IP address and port (such as 127.0.0.1:5001 or [::]:5001)".into()
+        }),
+    }
+}
+
 fn port(value: &str) -> Result<u16, String> {
     let wanted = "not a port number (0–65535)";
     value.parse().map_err(|_| wanted.into())
@@ -229,15 +286,22 @@ fn count<const MAX: u32>(value: &str) -> Result<u32, String> {
     in_range.ok_or_else(|| format!("not a whole number from 1 to {MAX}"))
 }
 
-fn memory_size(value: &str) -> Result<MemorySize, String> {
+fn memory_size<const MAX: u64>(value: &str) -> Result<MemorySize, String> {
     let bytes = UNITS.iter().find_map(|(name, unit)| {
         let number = value.strip_suffix(name)?;
         number.parse::<u64>().ok()?.checked_mul(*unit)
     });
-    let in_range = bytes.filter(|bytes| (64 << 10..=MEMORY_RESERVATION).contains(bytes));
-    let bytes = in_range.ok_or("not a size from 64KiB to 1GiB (such as 64MiB)")?;
+    let in_range = bytes.filter(|bytes| (64 << 10..=MAX).contains(bytes));
+    let bytes = in_range.ok_or_else(|| {
+        let most = MemorySize(MAX);
+        format!("not a size from 64KiB to {most} (such as 64MiB)")
+    })?;
     Ok(MemorySize(bytes))
 }
+
+/// What as many sandboxes as there can be may have.
+const MAX_TOTAL: u64 = MAX_REQUESTS as u64 * MEMORY_RESERVATION;
+const MAX_REQUESTS: u32 = 4096;
 
 fn variable_name(value: &str) -> Result<String, String> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
@@ -253,6 +317,12 @@ fn duration(value: &str) -> Result<Duration, String> {
     in_range.ok_or_else(|| "not a time from 1ms to 1d (such as 8s or 500ms)".into())
 }
 
+fn duration_or_zero(value: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(value).ok();
+    let in_range = parsed.filter(|d| *d <= DAY);
+    in_range.ok_or_else(|| "not a time from 0s to 1d (such as 5s or 500ms)".into())
+}
+
 const DAY: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
@@ -260,10 +330,11 @@ mod tests {
     use super::*;
 
     fn read(env: &[(&str, &str)]) -> Result<Config, String> {
-        Config::read(None, |name| {
+        let env = |name: &str| {
             let (_, value) = env.iter().find(|(key, _)| *key == name)?;
             Some(value.into())
-        })
+        };
+        Config::read(None, env, None)
     }
 
     #[test]
@@ -303,7 +374,12 @@ mod tests {
             ("BODY_TIMEOUT", format!("{:?}", config.body_timeout)),
             ("WRITE_TIMEOUT", format!("{:?}", config.write_timeout)),
             ("GUEST_TIMEOUT", format!("{:?}", config.guest_timeout)),
+            (
+                "DRAIN_DELAY",
+                humantime::format_duration(config.drain_delay).to_string(),
+            ),
             ("DRAIN_TIMEOUT", format!("{:?}", config.drain_timeout)),
+            ("GUEST_MEMORY_TOTAL", config.guest_memory_total.to_string()),
         ] {
             let is_of = |line: &&str| line.trim_start().starts_with(&format!("{name} "));
             let line = HELP.lines().find(is_of).expect(name);
@@ -320,10 +396,29 @@ mod tests {
             "[::1]:81"
         );
         assert_eq!(listen(&[("PORT", "")]), "0.0.0.0:5000");
-        let flag = Config::read(Some("127.0.0.1:82".into()), |_| Some("83".into()));
+        let flag = Config::read(Some("127.0.0.1:82".into()), |_| Some("83".into()), None);
         assert!(
-            flag.expect_err("LISTEN is not looked at, LOG_FORMAT is")
-                .starts_with("LOG_FORMAT=83")
+            flag.expect_err("LISTEN is not looked at, MAX_CONNECTIONS=83 is valid")
+                .starts_with("GUEST_MEMORY_TOTAL=83")
+        );
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_kept_with_a_warning() {
+        let read = |env: &[(&str, &str)]| {
+            let env = |name: &str| {
+                let (_, value) = env.iter().find(|(key, _)| *key == name)?;
+                Some(value.into())
+            };
+            Config::read(None, env, Some(512 << 20)).expect("valid")
+        };
+        assert_eq!(read(&[]).warning(), None);
+        let config = read(&[("MAX_CONNECTIONS", "20000"), ("GUEST_MEMORY_TOTAL", "1GiB")]);
+        assert_eq!(
+            config.warning().as_deref(),
+            Some(
+                "warning: MAX_CONNECTIONS=20000, GUEST_MEMORY_TOTAL=1GiB may take 1501 MiB, and this container has 512 MiB"
+            )
         );
     }
 
@@ -360,6 +455,21 @@ mod tests {
                 "LISTEN",
                 "5000",
                 "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)",
+            ),
+            (
+                "MANAGEMENT_LISTEN",
+                "on",
+                "neither off nor an IP address and port (such as 127.0.0.1:5001 or [::]:5001)",
+            ),
+            (
+                "GUEST_MEMORY_TOTAL",
+                "1KiB",
+                "not a size from 64KiB to 4096GiB (such as 64MiB)",
+            ),
+            (
+                "DRAIN_DELAY",
+                "5",
+                "not a time from 0s to 1d (such as 5s or 500ms)",
             ),
             ("LOG_FORMAT", "xml", "not a log format (text or json)"),
             ("ACCESS_LOG", "1", "neither on nor off"),

@@ -1,12 +1,18 @@
 //! What a guest sees of its host: clocks, randomness, a log stream, and what it was granted of environment and outbound
 //! HTTP.
 
+use crate::budget::{
+    self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
+    MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
+};
 use crate::guest_log::GuestLog;
 use crate::log::Log;
 use crate::outbound::{Outbound, Sending, Sent};
-use crate::sandbox::CallState;
+use crate::sandbox::{CallState, Guest};
 use http::{HeaderName, Request};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use wasmtime::ResourceLimiter;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
@@ -21,6 +27,28 @@ pub struct Shared {
     /// The same, as `wasi:config/store` has it.
     pub config: WasiConfigVariables,
     pub outbound: Outbound,
+    pub memory: Budget,
+    /// Guests that may serve again.
+    pub idle: Mutex<Vec<Guest>>,
+}
+
+impl Shared {
+    pub fn idle(&self) -> MutexGuard<'_, Vec<Guest>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes memory for a guest that runs, if need be that of guests that do not.
+    fn take_memory(&self, bytes: u64) -> bool {
+        loop {
+            if self.memory.take(bytes) {
+                return true;
+            }
+            let Some(idle) = self.idle().pop() else {
+                return false;
+            };
+            drop(idle);
+        }
+    }
 }
 
 /// What the host keeps for one guest.
@@ -31,21 +59,80 @@ pub struct Host {
     /// takes as long as all the rest of the host.
     wasi: Option<(WasiCtx, GuestLog)>,
     http: WasiHttpCtx,
-    pub handles: ResourceTable,
+    handles: ResourceTable,
+    /// Bytes of [`Shared::memory`] that the guest has.
+    taken: u64,
+    /// Of these, what the host holds for it.
+    held: u64,
+    /// Host calls that may have made handles, and how many they were at the last count.
+    calls: u32,
+    counted: u32,
+    /// Set when the guest has been instantiated.
+    pub has_started: bool,
     /// Set when the guest has been refused a socket.
     pub is_refused: bool,
 }
 
 impl Host {
     pub fn new(shared: &Arc<Shared>, call: Arc<CallState>) -> Self {
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_FIELDS_BYTES);
+        let mut handles = ResourceTable::new();
+        handles.set_max_capacity(MAX_HANDLES as usize);
         Self {
             call,
-            hooks: Hooks(shared.clone()),
+            hooks: Hooks {
+                shared: shared.clone(),
+                connections: None,
+                is_over_budget: false,
+            },
             wasi: None,
-            http: WasiHttpCtx::new(),
-            handles: ResourceTable::new(),
+            http,
+            handles,
+            taken: 0,
+            held: 0,
+            calls: 0,
+            counted: 0,
+            has_started: false,
             is_refused: false,
         }
+    }
+
+    /// The guest's handles, for a host call that may make others.
+    pub fn handles(&mut self) -> &mut ResourceTable {
+        self.calls = self.calls.saturating_add(1);
+        if self.calls - self.counted >= CALLS_BETWEEN_COUNTS {
+            self.charge_held();
+        }
+        &mut self.handles
+    }
+
+    /// Charges what the host holds for the guest. If there is no memory left for it, the guest gets no more handles, and
+    /// no more fields.
+    #[cold]
+    fn charge_held(&mut self) {
+        self.counted = self.calls;
+        // A call makes two handles at most.
+        let made = self.calls.saturating_mul(2);
+        let held = budget::held_bytes(&mut self.handles, made).saturating_sub(FREE_BYTES);
+        let shared = &self.hooks.shared;
+        if held <= self.held {
+            let less = self.held - held;
+            shared.memory.give_back(less);
+            self.taken -= less;
+            self.held = held;
+        } else if shared.take_memory(held - self.held) {
+            self.taken += held - self.held;
+            self.held = held;
+        } else {
+            self.hooks.is_over_budget = true;
+            self.handles.set_max_capacity(0);
+        }
+    }
+
+    /// Ends what belongs to a call.
+    pub fn end_call(&mut self) {
+        self.hooks.connections = None;
     }
 
     /// Returns true if the guest has written to its standard error since the last call.
@@ -55,17 +142,18 @@ impl Host {
     }
 
     pub fn shared(&self) -> &Shared {
-        &self.hooks.0
+        &self.hooks.shared
     }
 
     pub fn config(&mut self) -> WasiConfig<'_> {
-        WasiConfig::new(&self.hooks.0.config)
+        WasiConfig::new(&self.hooks.shared.config)
     }
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let shared = &self.hooks.0;
+        self.handles();
+        let shared = &self.hooks.shared;
         let (wasi, _) = self.wasi.get_or_insert_with(|| {
             let stderr = GuestLog::new(&shared.log);
             let mut wasi = WasiCtx::builder();
@@ -83,6 +171,7 @@ impl WasiView for Host {
 
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.handles();
         WasiHttpCtxView {
             hooks: &mut self.hooks,
             table: &mut self.handles,
@@ -91,8 +180,64 @@ impl WasiHttpView for Host {
     }
 }
 
+impl ResourceLimiter for Host {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.grow(current, desired, maximum, 1)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.grow(current, desired, maximum, TABLE_ELEMENT_BYTES)
+    }
+}
+
+impl Host {
+    /// Takes memory for a guest that grows. A guest that starts ends if there is none.
+    fn grow(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+        bytes: usize,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let more = (desired.saturating_sub(current)).saturating_mul(bytes) as u64;
+        if self.hooks.shared.take_memory(more) {
+            self.taken += more;
+            return Ok(true);
+        }
+        match self.has_started {
+            true => Ok(false),
+            false => Err(OverBudget.into()),
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.hooks.shared.memory.give_back(self.taken);
+    }
+}
+
 /// What `wasmtime-wasi-http` asks its embedder.
-struct Hooks(Arc<Shared>);
+struct Hooks {
+    shared: Arc<Shared>,
+    /// Dropped at the end of a call, which closes the outbound connections of that call.
+    connections: Option<watch::Sender<()>>,
+    /// Set when there is no memory for more of what the host holds for the guest.
+    is_over_budget: bool,
+}
 
 /// A static, as a constant would be made once more for each field.
 static FORBIDDEN_FIELDS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
@@ -100,7 +245,7 @@ static FORBIDDEN_FIELDS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
 impl WasiHttpHooks for Hooks {
     /// The default, without the allocation that it makes for each field.
     fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        FORBIDDEN_FIELDS.contains(name)
+        self.is_over_budget || FORBIDDEN_FIELDS.contains(name)
     }
 
     fn send_request(
@@ -109,17 +254,21 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Sending<()>,
     ) -> Sending<Sent> {
-        self.0.outbound.send(request, options, &self.0.log)
+        let connections = &mut self.connections;
+        let connections = connections.get_or_insert_with(|| watch::Sender::new(()));
+        let is_over = connections.subscribe();
+        let Shared { outbound, log, .. } = &*self.shared;
+        outbound.send(request, options, log, is_over)
     }
 
     /// Writes of the guest that wait for the client before the guest has to. With one, the
     /// default, even a guest with a short answer has to wait.
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
-        8
+        BODY_CHUNKS
     }
 
     /// Bytes that one write can have.
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        64 << 10
+        BODY_CHUNK_BYTES
     }
 }

@@ -222,13 +222,10 @@ fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     impl HasData for Handles {
         type Data<'a> = &'a mut ResourceTable;
     }
-    fn handles(host: &mut Host) -> &mut ResourceTable {
-        &mut host.handles
-    }
 
-    io::error::add_to_linker::<_, Handles>(linker, handles)?;
-    io::poll::add_to_linker::<_, Handles>(linker, handles)?;
-    io::streams::add_to_linker::<_, Handles>(linker, handles)?;
+    io::error::add_to_linker::<_, Handles>(linker, Host::handles)?;
+    io::poll::add_to_linker::<_, Handles>(linker, Host::handles)?;
+    io::streams::add_to_linker::<_, Handles>(linker, Host::handles)?;
     clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
     clocks::wall_clock::add_to_linker::<_, WasiClocks>(linker, Host::clocks)?;
     random::insecure::add_to_linker::<_, WasiRandom>(linker, Host::random)?;

@@ -13,20 +13,28 @@
     unsafe_code
 )]
 
+mod budget;
 pub mod cli;
 mod clock;
 #[cfg(feature = "compile")]
 mod compile;
 pub mod component;
 pub mod config;
+mod container;
 mod engine;
+mod failure;
 mod guest_log;
 mod host;
 mod imports;
 pub mod listener;
 pub mod log;
+mod management;
 mod outbound;
+mod pace;
+mod pool;
 mod probe;
+mod request_body;
+mod response_body;
 mod sandbox;
 mod service;
 mod transport;

@@ -1,23 +1,26 @@
 //! The listener: accepts connections, spreads them over the workers, turns away what is too much,
 //! and at the end drains.
 
+use crate::budget::Budget;
 use crate::component::Component;
 use crate::config::Config;
 use crate::host::Shared;
 use crate::log::{Log, Often};
+use crate::management::{self, Health};
 use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
-use crate::service::Service;
+use crate::service::{Handler, Rejected, Service};
 use crate::transport;
 use crate::worker::{Connection, Worker};
 use rustix::io::{Errno, dup};
+use rustix::net::listen;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 use std::{io, thread};
@@ -38,7 +41,7 @@ const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Service Unavailable";
 
 /// Clients that can be told so at a time; more are cut without a word.
-const TOLD: usize = 256;
+const TOLD: u64 = 256;
 
 /// How long one of them may take to hear it.
 const TELLING: Duration = Duration::from_secs(1);
@@ -46,12 +49,15 @@ const TELLING: Duration = Duration::from_secs(1);
 /// How long to wait after `accept` failed for another reason than a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// File descriptors that the server needs besides those of connections, rounded up.
-const OWN_FILES: u64 = 64;
+/// File descriptors that the server needs besides those of connections: by itself, with the images of a component's
+/// memories, and for each worker's runtime.
+const OWN_FILES: u64 = 40 + management::MAX_CONNECTIONS as u64;
+const WORKER_FILES: u64 = 6;
 
 /// A server that listens, though it does not serve yet.
 pub struct Server {
     listener: TcpListener,
+    management: Option<TcpListener>,
     config: Config,
     service: Arc<Service>,
     log: Log,
@@ -64,8 +70,12 @@ impl Server {
     /// One line that says what failed and what to do.
     pub fn bind(component: &Component, config: Config, log: &Log) -> Result<Self, String> {
         // First, so that early clients wait a moment rather than being refused.
-        let listener = TcpListener::bind(config.listen)
-            .map_err(|error| format!("cannot listen on {}: {}", config.listen, advice(&error)))?;
+        let listener = bind(config.listen, "PORT")?;
+        // As many as may be open: a burst of clients waits there. The system's limit counts (`somaxconn`).
+        let backlog = config.max_connections.min(i32::MAX as u32) as i32;
+        listen(&listener, backlog).map_err(|error| format!("cannot listen: {error}"))?;
+        let management = config.management.map(|it| bind(it, "MANAGEMENT_LISTEN"));
+        let management = management.transpose()?;
         let limits = Limits {
             calls: config.max_requests,
             time: config.guest_timeout,
@@ -80,21 +90,28 @@ impl Server {
             config: variables.iter().cloned().collect(),
             variables,
             outbound: Outbound::new(config.outbound.clone(), config.guest_timeout),
+            memory: Budget::new(config.guest_memory_total.0),
+            idle: Mutex::default(),
         };
+        component.check_total(config.guest_memory_total)?;
         let sandbox = Sandbox::load(component, limits, shared)?;
         Ok(Self {
             listener,
-            service: Arc::new(Service {
-                sandbox: Arc::new(sandbox),
-                log: log.clone(),
-                access_log: config.access_log,
-                body_timeout: config.body_timeout,
-                refused: Often::default(),
-                draining: AtomicBool::new(false),
-            }),
+            management,
+            service: Arc::new(service(
+                Handler::Guests(Arc::new(sandbox)),
+                config.access_log,
+                &config,
+                log,
+            )),
             log: log.clone(),
             config,
         })
+    }
+
+    /// The address that the management listener has, if there is one.
+    pub fn management_address(&self) -> Option<SocketAddr> {
+        self.management.as_ref()?.local_addr().ok()
     }
 
     /// The address that the server listens on.
@@ -112,21 +129,53 @@ impl Server {
     /// One line, when the system denies a thread or a file descriptor.
     pub async fn run(self, mut stop: mpsc::Receiver<String>) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
-        let all = self.config.max_connections;
-        allow_files(&self.config, &self.log);
+        let files = allow_files(&self.config, &self.log)?;
+        let all = files.connections;
         let (close_idle, closing) = watch::channel(false);
         let workers = (0..cores())
-            .map(|_| Worker::start(self.service.clone(), &self.config, closing.clone()))
+            .map(|_| {
+                Worker::start(
+                    "worker",
+                    self.service.clone(),
+                    &self.config,
+                    closing.clone(),
+                )
+            })
             .collect::<io::Result<Vec<_>>>()
             .map_err(error)?;
+        let health = workers.iter().map(|it| it.handle().clone()).collect();
+        let health = Arc::new(Health::new(health));
+        if let Some(listener) = self.management {
+            let handler = Handler::Management(health.clone());
+            let service = Arc::new(service(handler, false, &self.config, &self.log));
+            let (_, open) = watch::channel(false);
+            let worker = Worker::start("management", service, &self.config, open).map_err(error)?;
+            management::accept(listener, worker, &self.log).map_err(error)?;
+        }
         let places = Arc::new(Semaphore::new(all as usize));
         self.listener.set_nonblocking(true).map_err(error)?;
-        let mut door = Door::open(self.listener, self.log.clone()).map_err(error)?;
+        let mut door = Door::open(self.listener, files.told, self.log.clone()).map_err(error)?;
 
-        let reason = tokio::select! {
+        let mut reason = tokio::select! {
             reason = stop.recv() => reason.unwrap_or_default(),
             never = door.accept(&workers, &places) => match never {},
         };
+        health.end_readiness();
+        let delay = self.config.drain_delay;
+        let mut is_told_again = false;
+        if !delay.is_zero() {
+            self.log.event(format_args!(
+                "{reason}: not ready, and serving for another {delay:?}"
+            ));
+            tokio::select! {
+                again = stop.recv() => {
+                    reason = again.unwrap_or_default();
+                    is_told_again = true;
+                }
+                () = sleep(delay) => {}
+                never = door.accept(&workers, &places) => match never {},
+            }
+        }
         // From here on the listener refuses. Who has connected by now is still served.
         self.service.draining.store(true, Ordering::Relaxed);
         let listener = door.close().map_err(error)?;
@@ -149,6 +198,11 @@ impl Server {
             open()
         ));
 
+        let told_again = async {
+            if !is_told_again {
+                stop.recv().await;
+            }
+        };
         let drained = async {
             // All places free: all connections closed.
             if timeout(LINGER, places.acquire_many(all)).await.is_err() {
@@ -158,7 +212,7 @@ impl Server {
         };
         tokio::select! {
             () = drained => {}
-            _ = stop.recv() => self.log.event(format_args!("told again: ending at once")),
+            () = told_again => self.log.event(format_args!("told again: ending at once")),
             () = sleep(self.config.drain_timeout) => {
                 self.log.event(format_args!("out of time: {} connections cut", open()));
             }
@@ -170,25 +224,56 @@ impl Server {
     }
 }
 
+fn service(handler: Handler, access_log: bool, config: &Config, log: &Log) -> Service {
+    Service {
+        handler,
+        log: log.clone(),
+        access_log,
+        body_timeout: config.body_timeout,
+        rejected: Rejected::default(),
+        draining: AtomicBool::new(false),
+    }
+}
+
 /// One worker for each core that this process may use (a container's CPU limit counts).
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn advice(error: &io::Error) -> String {
+/// Starts to listen on an address that this setting chooses.
+fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address}: {}", advice(&error, setting)))
+}
+
+fn advice(error: &io::Error, setting: &str) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "the address is in use; choose another with PORT".into(),
+        io::ErrorKind::AddrInUse => {
+            format!("the address is in use; choose another with {setting}")
+        }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
         io::ErrorKind::PermissionDenied => {
-            "not permitted; choose a port from 1024 with PORT".into()
+            format!("not permitted; choose a port from 1024 with {setting}")
         }
         _ => error.to_string(),
     }
 }
 
+/// What the file descriptors are for.
+struct Files {
+    /// Connections that may be open.
+    connections: u32,
+    /// Clients that can be told at a time that there is no room.
+    told: usize,
+}
+
 /// Raises the limit on file descriptors as far as this process may: shells and engines set it low
-/// for the sake of programs that use `select`.
-fn allow_files(config: &Config, log: &Log) {
+/// for the sake of programs that use `select`. Where it is too low for all, the server and the clients that are turned
+/// away come first.
+///
+/// # Errors
+/// One line, when it is too low to serve at all.
+fn allow_files(config: &Config, log: &Log) -> Result<Files, String> {
     let connections = u64::from(config.max_connections);
     let outbound = match config.outbound.allowed.as_slice() {
         [] => 0,
@@ -200,17 +285,26 @@ fn allow_files(config: &Config, log: &Log) {
         maximum,
     };
     let _ = setrlimit(Resource::Nofile, raised);
-    if let Some(files) = getrlimit(Resource::Nofile).current
-        && files < connections + outbound + OWN_FILES
-    {
-        let outbound = match outbound {
-            0 => String::new(),
-            outbound => format!(" and MAX_OUTBOUND_CONNECTIONS={outbound}"),
-        };
-        log.event(format_args!(
-            "the limit of {files} file descriptors is too low for MAX_CONNECTIONS={connections}{outbound}"
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let own = OWN_FILES + WORKER_FILES * cores() as u64;
+    let left = files.saturating_sub(own + outbound);
+    let told = TOLD.min(left / 4);
+    let fit = connections.min(left - told);
+    if fit == 0 {
+        return Err(format!(
+            "the limit of {files} file descriptors is too low: the server needs {} for itself; raise it with `ulimit -n`",
+            own + outbound + 1
         ));
     }
+    if fit < connections {
+        log.event(format_args!(
+            "the limit of {files} file descriptors leaves room for {fit} connections, not for MAX_CONNECTIONS={connections}"
+        ));
+    }
+    Ok(Files {
+        connections: fit as u32,
+        told: told.max(1) as usize,
+    })
 }
 
 /// Gives the connection to the worker that has the fewest.
@@ -231,11 +325,11 @@ struct Door {
 }
 
 impl Door {
-    fn open(listener: TcpListener, log: Log) -> io::Result<Self> {
+    fn open(listener: TcpListener, told: usize, log: Log) -> io::Result<Self> {
         Ok(Self {
             spare: dup(&listener).ok(),
             listener: tokio::net::TcpListener::from_std(listener)?,
-            being_told: Arc::new(Semaphore::new(TOLD)),
+            being_told: Arc::new(Semaphore::new(told)),
             turned_away: Often::default(),
             log,
         })

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, default_send_request};
@@ -240,7 +240,7 @@ pub struct Limits {
 /// Sends the requests of guests.
 pub struct Outbound {
     limits: Limits,
-    /// The most time that a connection may be open.
+    /// The most time that the rest of a failed request's body is taken for.
     longest: Duration,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
@@ -268,12 +268,13 @@ impl Outbound {
     }
 
     /// Sends a request if its destination is allowed, and a connection is to be had. A guest may ask for shorter
-    /// timeouts.
+    /// timeouts. The connection is closed when the other end of `is_over` is dropped.
     pub fn send(
         &self,
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
         log: &Log,
+        mut is_over: watch::Receiver<()>,
     ) -> Sending<Sent> {
         let request = request.map(|body| RequestBody {
             body: Some(body),
@@ -304,7 +305,6 @@ impl Outbound {
         let options = self.options(options.unwrap_or_default());
         let connect_timeout = options.connect_timeout.unwrap_or_default();
         let is_sent = request.body().is_sent.clone();
-        let longest = self.longest;
         let is_name = destination.host.parse::<IpAddr>().is_err();
         let name = is_name.then_some((destination.host, destination.port));
         let lookups = self.lookups.clone();
@@ -340,9 +340,10 @@ impl Outbound {
             let io: Sending<()> = Box::new(async move {
                 let _permit = permit;
                 // A guest that serves several requests may hold on to the response of one.
-                timeout(longest, io)
-                    .await
-                    .unwrap_or(Err(Error::ConnectionTimeout))
+                tokio::select! {
+                    ended = io => ended,
+                    _ = is_over.changed() => Err(Error::ConnectionTerminated),
+                }
             });
             Ok((response.map(BodyExt::boxed_unsync), io))
         })

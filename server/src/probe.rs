@@ -1,5 +1,4 @@
-//! The health probe: asks the server on this machine for `/health`, for images that have no shell
-//! and no curl.
+//! The health probe: asks the server on this machine how it is, for images that have no shell and no curl.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -8,17 +7,18 @@ use std::time::{Duration, Instant};
 /// How long the answer may take.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Whether the server that listens on `address` answers `/health` with 200.
+/// Asks the server that listens on `address` for `path`.
 ///
 /// # Errors
-/// One line that says what came instead.
-pub fn healthy(address: SocketAddr) -> Result<(), String> {
+/// One line that says what came instead of 200.
+pub fn healthy(address: SocketAddr, path: &str) -> Result<(), String> {
     let address = reachable(address);
-    let status = ask(address).map_err(|error| format!("{address} is not healthy: {error}"))?;
+    let status =
+        ask(address, path).map_err(|error| format!("{address} is not healthy: {error}"))?;
     match status.as_str() {
         "200" => Ok(()),
         _ => Err(format!(
-            "{address} is not healthy: /health answered {status}"
+            "{address} is not healthy: {path} answered {status}"
         )),
     }
 }
@@ -35,11 +35,12 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// The status of the answer.
-fn ask(address: SocketAddr) -> io::Result<String> {
+fn ask(address: SocketAddr, path: &str) -> io::Result<String> {
     let deadline = Instant::now() + LIMIT;
     let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_write_timeout(Some(LIMIT))?;
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let fields = "Host: localhost\r\nConnection: close";
+    stream.write_all(format!("GET {path} HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes())?;
     // The status line is `HTTP/1.1 200 …` (RFC 9112, section 4).
     let mut line = [0; 12];
     let mut filled = 0;

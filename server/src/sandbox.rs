@@ -4,45 +4,40 @@
 //! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
+use crate::budget::OverBudget;
 use crate::clock::Clock;
-use crate::component::{Component, Description, Wasi};
+use crate::component::{Component, Wasi};
 use crate::config::MemorySize;
+use crate::failure::Failure;
 use crate::host::{Host, Shared};
-use crate::{engine, imports};
+use crate::request_body::Progress;
+use crate::response_body::{Begun, Call, Content};
+use crate::{imports, pool};
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Either, Full};
-use hyper::body::{Body, Frame, SizeHint};
-use std::fmt;
-use std::future::{self, poll_fn};
-use std::pin::Pin;
+use http::{Method, Request, Response};
+use hyper::body::Body;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{self, Poll};
+use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use tokio::time::timeout;
-use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
-use wasmtime::{Store, UpdateDeadline};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
+use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
 use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
-
-/// Bytes that a guest may write of a body that nobody wants, such as that of a response to `HEAD`, and
-/// the time that it may take. Then the guest ends, as the client has its response.
-const MAX_DISCARDED_BYTES: usize = 16 << 20;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A component, loaded and ready to be instantiated.
 pub struct Sandbox {
     engine: Engine,
     ready: ProxyPre,
     limits: Limits,
-    /// Guests that may serve again.
-    idle: Mutex<Vec<Guest>>,
+    /// Guests that may wait for their clients.
+    transfers: Arc<Semaphore>,
     clock: Clock,
     shared: Arc<Shared>,
 }
@@ -52,7 +47,7 @@ pub struct Sandbox {
 pub struct Limits {
     /// Calls at a time.
     pub calls: u32,
-    /// Time for one call, its answer's body included.
+    /// Time of one call to the head of the response, and between two pieces of its body, without that of its client.
     pub time: Duration,
     /// Requests that a guest serves before it is thrown away.
     pub requests: u32,
@@ -69,7 +64,7 @@ enum ProxyPre {
 }
 
 /// An instance of the component.
-struct Guest {
+pub struct Guest {
     store: Store<Host>,
     exports: Proxy,
     /// Requests that it has served.
@@ -81,75 +76,6 @@ enum Proxy {
     P3(p3::Service),
 }
 
-/// Why there is no answer from the guest.
-#[derive(Debug)]
-pub enum Failure {
-    /// As many calls as allowed are under way.
-    Busy,
-    /// The client has gone before the request's body was whole, or has sent what is no body.
-    NoWholeRequest,
-    /// The guest gave this error instead of an answer.
-    Refused(String),
-    /// The guest ended without an answer.
-    Silent,
-    /// The guest's answer is not what it says it is.
-    Malformed(Error),
-    /// The guest exited.
-    Exited {
-        status: i32,
-        /// Set when the guest has written to its standard error during the request.
-        logged: bool,
-    },
-    /// The guest took longer than allowed.
-    TimedOut,
-    /// The guest broke off: a panic, a fault, too much memory or stack.
-    Trapped(wasmtime::Error),
-}
-
-impl Failure {
-    fn refused(code: impl fmt::Debug) -> Self {
-        Self::Refused(format!("{code:?}"))
-    }
-
-    /// The status to answer the client with.
-    pub fn status(&self) -> StatusCode {
-        match self {
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoWholeRequest => StatusCode::BAD_REQUEST,
-            Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
-            Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            Self::Exited { .. } | Self::Trapped(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
-    /// Returns true if the log needs no line of the server's own: the fault is the client's, or the guest
-    /// exited and has written to its standard error, as a program does that gives its reason.
-    pub fn is_quiet(&self) -> bool {
-        matches!(
-            self,
-            Self::NoWholeRequest | Self::Exited { logged: true, .. }
-        )
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Busy => write!(f, "MAX_REQUESTS are in the component"),
-            Self::NoWholeRequest => write!(f, "the request's body is not whole"),
-            Self::Refused(code) => write!(f, "the guest refused the request: {code}"),
-            Self::Silent => write!(f, "the guest ended without an answer"),
-            Self::Malformed(error) => write!(f, "the guest's answer is malformed: {error}"),
-            Self::Exited { status, .. } => write!(f, "the guest exited with status {status}"),
-            Self::TimedOut => write!(f, "the guest took too long"),
-            Self::Trapped(error) => write!(f, "the guest trapped: {error:#}"),
-        }
-    }
-}
-
-/// An answer's body: all of it, or one that is still to come.
-pub type Content = Either<Full<Bytes>, WasiBody>;
-
 type Answered = Result<Response<WasiBody>, Failure>;
 
 /// What is known of a call outside of it.
@@ -158,11 +84,13 @@ pub struct CallState {
     /// What the guest has answered.
     answer: Mutex<Option<Answered>>,
     /// The guest has not come to a wait or an end: others were given a turn.
-    preempted: AtomicBool,
+    pub preempted: AtomicBool,
     /// The guest has given a response, or an error in its place.
     answered: AtomicBool,
-    /// The guest has failed.
-    broken: AtomicBool,
+    /// The host takes no more of the response's body until the client does.
+    pub is_output_full: AtomicBool,
+    /// A piece of the response's body has come.
+    pub has_progressed: AtomicBool,
     /// The guest has ended, and had written to its standard error.
     logged: AtomicBool,
 }
@@ -186,7 +114,7 @@ impl CallState {
 enum Turn {
     Ended(Result<(), Failure>),
     /// The guest waits, its answer given.
-    Waits(Answered),
+    Waits(Result<Begun, Failure>),
 }
 
 impl Sandbox {
@@ -197,7 +125,7 @@ impl Sandbox {
     /// what a guest here does not get, or when the system denies memory or a thread.
     pub fn load(component: &Component, limits: Limits, shared: Shared) -> Result<Self, String> {
         component.check_memory(limits.memory)?;
-        let engine = engine(&component.description, limits)?;
+        let engine = pool::engine(&component.description, limits)?;
         let loaded = component.load(&engine)?;
         Self::link(engine, &loaded, component.description.wasi, limits, shared)
             .map_err(|error| format!("{}: {error:#}", component.path.display()))
@@ -219,7 +147,8 @@ impl Sandbox {
         };
         Ok(Self {
             clock: Clock::start(engine.clone())?,
-            idle: Mutex::default(),
+            // One alone can wait for its client, or nothing large is ever served.
+            transfers: Arc::new(Semaphore::new((limits.calls as usize / 2).max(1))),
             engine,
             ready,
             limits,
@@ -227,75 +156,77 @@ impl Sandbox {
         })
     }
 
+    /// Returns a permit for a guest that waits for its client, if there is one left.
+    pub fn transfer(&self) -> Option<OwnedSemaphorePermit> {
+        self.transfers.clone().try_acquire_owned().ok()
+    }
+
+    /// Logs how a guest failed whose response had started.
+    pub fn log_late(&self, failure: &Failure) {
+        let log = &self.shared.log;
+        if !failure.is_quiet() {
+            log.event(format_args!("after the response started: {failure}"));
+        }
+    }
+
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
-    /// something; in the second case its body still comes out of the guest. The guest ends when
-    /// `body_failed` is notified.
+    /// something; in the second case its body still comes out of the guest. `progress` is that of the request's body, if it
+    /// has one, and `transfer` the permit for a part of it that is still to come.
     ///
     /// # Errors
     /// When no answer came; see [`Failure`].
     pub async fn answer<B>(
         self: &Arc<Self>,
         request: Request<B>,
-        body_failed: Option<Arc<Notify>>,
+        progress: Option<Arc<Progress>>,
+        transfer: Option<OwnedSemaphorePermit>,
     ) -> Result<Response<Content>, Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let is_head = request.method() == Method::HEAD;
         let state = Arc::<CallState>::default();
-        let mut call = Box::pin(self.clone().call(request, body_failed, state.clone()));
+        let mut call: Call = Box::pin(self.clone().call(request, progress, state.clone()));
+        let mut begun: Option<Begun> = None;
         let turn = poll_fn(|cx| {
-            state.preempted.store(false, Ordering::Relaxed);
-            match call.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Turn::Ended(ended)),
-                Poll::Pending if state.preempted.load(Ordering::Relaxed) => Poll::Pending,
-                Poll::Pending => match state.take() {
-                    Some(answer) => Poll::Ready(Turn::Waits(answer)),
-                    None => Poll::Pending,
-                },
+            loop {
+                state.preempted.store(false, Ordering::Relaxed);
+                match call.as_mut().poll(cx) {
+                    Poll::Ready(ended) => return Poll::Ready(Turn::Ended(ended)),
+                    Poll::Pending if state.preempted.load(Ordering::Relaxed) => {
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => {}
+                }
+                let begun = match (&mut begun, state.take()) {
+                    (Some(begun), _) => begun,
+                    (none, Some(Ok(response))) => none.insert(Begun::new(response)),
+                    (None, Some(Err(failure))) => return Poll::Ready(Turn::Waits(Err(failure))),
+                    (None, None) => return Poll::Pending,
+                };
+                // The guest goes on if it has waited for room, and nothing else.
+                if begun.is_full() || !begun.take(cx) {
+                    break;
+                }
+            }
+            match begun.take() {
+                Some(begun) => Poll::Ready(Turn::Waits(Ok(begun))),
+                None => Poll::Pending,
             }
         });
         match turn.await {
             Turn::Ended(ended) => {
                 // Of a guest that failed, nothing has been sent, and nothing will be.
                 ended?;
-                let answer = state.take().ok_or(Failure::Silent)??;
-                whole(answer, is_head).await
-            }
-            Turn::Waits(answer) => {
-                let (head, body) = answer?.into_parts();
-                let shared = self.shared.clone();
-                let in_flight = state.clone();
-                let guest = tokio::spawn(async move {
-                    if let Err(failure) = call.await {
-                        in_flight.broken.store(true, Ordering::Relaxed);
-                        if !failure.is_quiet() {
-                            let log = &shared.log;
-                            log.event(format_args!("after the response started: {failure}"));
-                        }
-                    }
-                });
-                let body = if has_no_body(is_head, head.status) {
-                    // The guest writes one all the same, and writing fails if nobody takes it.
-                    let guest = guest.abort_handle();
-                    tokio::spawn(async move {
-                        if timeout(DISCARD_TIMEOUT, discard(body)).await != Ok(true) {
-                            guest.abort();
-                        }
-                    });
-                    Either::Left(Full::default())
-                } else {
-                    let length = head.headers.get(CONTENT_LENGTH).and_then(number);
-                    let body = StreamingBody {
-                        body,
-                        call: state,
-                        guest: guest.abort_handle(),
-                        missing: length,
-                        ended: false,
-                    };
-                    Either::Right(body.boxed_unsync())
+                let begun = match begun {
+                    Some(begun) => begun,
+                    None => Begun::new(state.take().ok_or(Failure::Silent)??),
                 };
-                Ok(Response::from_parts(head, body))
+                let logged = state.logged.load(Ordering::Relaxed);
+                begun.whole(is_head, logged).await
+            }
+            Turn::Waits(begun) => {
+                begun?.streaming(self.clone(), call, state.clone(), transfer, is_head)
             }
         }
     }
@@ -303,7 +234,7 @@ impl Sandbox {
     async fn call<B>(
         self: Arc<Self>,
         request: Request<B>,
-        body_failed: Option<Arc<Notify>>,
+        progress: Option<Arc<Progress>>,
         state: Arc<CallState>,
     ) -> Result<(), Failure>
     where
@@ -311,35 +242,60 @@ impl Sandbox {
     {
         let most = self.limits.calls as usize;
         let _running = self.clock.run(most).ok_or(Failure::Busy)?;
-        let run = timeout(self.limits.time, self.run(request, state.clone()));
-        let body_failed = async {
-            match body_failed {
-                Some(failed) => failed.notified().await,
-                None => future::pending().await,
+        let mut run = pin!(self.run(request, state.clone()));
+        let mut failed = pin!(async {
+            match &progress {
+                Some(progress) => progress.failed.notified().await,
+                None => std::future::pending().await,
             }
+        });
+        let is_awaited = || {
+            let is_awaited = |it: &Arc<Progress>| it.is_awaited.load(Ordering::Relaxed);
+            progress.as_ref().is_some_and(is_awaited)
         };
-        let ended = tokio::select! {
-            biased;
-            ended = run => ended,
-            () = body_failed => return Err(Failure::NoWholeRequest),
-        };
-        match ended {
-            Ok(ended) => ended.map_err(|error| match error.downcast_ref() {
+        let mut timer = pin!(sleep(self.limits.time));
+        // Time that the guest had left when it began to wait for its client.
+        let mut left: Option<Duration> = None;
+        let ended = poll_fn(|cx| {
+            if let Poll::Ready(ended) = run.as_mut().poll(cx) {
+                return Poll::Ready(Ok(ended));
+            }
+            if failed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Failure::NoWholeRequest));
+            }
+            if state.has_progressed.swap(false, Ordering::Relaxed) {
+                left = left.map(|_| self.limits.time);
+                timer.as_mut().reset(Instant::now() + self.limits.time);
+            }
+            // One that computes does not wait, whatever it has asked for.
+            let is_preempted = state.preempted.load(Ordering::Relaxed);
+            if !is_preempted && (state.is_output_full.load(Ordering::Relaxed) || is_awaited()) {
+                left.get_or_insert_with(|| timer.deadline() - Instant::now());
+                return Poll::Pending;
+            }
+            if let Some(left) = left.take() {
+                timer.as_mut().reset(Instant::now() + left);
+            }
+            let timed_out = timer.as_mut().poll(cx);
+            timed_out.map(|()| Err(Failure::TimedOut))
+        });
+        ended
+            .await?
+            .map_err(|error| match error.downcast_ref::<I32Exit>() {
                 Some(&I32Exit(status)) => Failure::Exited {
                     status,
                     logged: state.logged.load(Ordering::Relaxed),
                 },
+                None if error.is::<OverBudget>() => Failure::Memory,
                 None => Failure::Trapped(error),
-            }),
-            Err(_) => Err(Failure::TimedOut),
-        }
+            })
     }
 
     async fn run<B>(&self, request: Request<B>, state: Arc<CallState>) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
-        let idle = self.idle().pop();
+        let idle = self.shared.idle().pop();
         let mut guest = match idle {
             Some(mut guest) => {
                 guest.store.data_mut().call = state;
@@ -348,7 +304,8 @@ impl Sandbox {
             None => self.instantiate(state).await?,
         };
         let ended = guest.handle(request).await;
-        let host = guest.store.data();
+        let host = guest.store.data_mut();
+        host.end_call();
         host.call
             .logged
             .store(host.take_logged(), Ordering::Relaxed);
@@ -357,26 +314,25 @@ impl Sandbox {
         // not be able to serve a second request.
         ended?;
         if answered && guest.served < self.limits.requests {
-            self.idle().push(guest);
+            self.shared.idle().push(guest);
         }
         Ok(())
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Guest>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn instantiate(&self, call: Arc<CallState>) -> wasmtime::Result<Guest> {
         let mut store = Store::new(&self.engine, Host::new(&self.shared, call));
+        store.limiter(|host| host);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|guest| {
             guest.data().call.preempted.store(true, Ordering::Relaxed);
-            Ok(UpdateDeadline::Yield(1))
+            // Wasmtime's own yield is back at once: tokio would look for other events after 61 of them.
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(yield_now())))
         });
         let exports = match &self.ready {
             ProxyPre::P2(ready) => Proxy::P2(ready.instantiate_async(&mut store).await?),
             ProxyPre::P3(ready) => Proxy::P3(ready.instantiate_async(&mut store).await?),
         };
+        store.data_mut().has_started = true;
         Ok(Guest {
             store,
             exports,
@@ -385,100 +341,10 @@ impl Sandbox {
     }
 }
 
-/// The response of a guest that has ended, with all of its body.
-async fn whole(answer: Response<WasiBody>, is_head: bool) -> Result<Response<Content>, Failure> {
-    let (head, body) = answer.into_parts();
-    if has_no_body(is_head, head.status) {
-        // Its length, if it has one, is that of the body that is left out (RFC 9110, section 8.6).
-        return Ok(Response::from_parts(head, Either::Left(Full::default())));
-    }
-    let body = body.collect().await.map_err(Failure::Malformed)?;
-    if body.trailers().is_some() {
-        let body = body.map_err(Error::from).boxed_unsync();
-        return Ok(Response::from_parts(head, Either::Right(body)));
-    }
-    let body = body.to_bytes();
-    match head.headers.get(CONTENT_LENGTH) {
-        Some(claimed) if number(claimed) != Some(body.len()) => {
-            let length = Error::HttpResponseBodySize(Some(body.len() as u64));
-            Err(Failure::Malformed(length))
-        }
-        _ => Ok(Response::from_parts(head, Either::Left(Full::new(body)))),
-    }
-}
-
-fn number(value: &HeaderValue) -> Option<usize> {
-    value.to_str().ok()?.parse().ok()
-}
-
-/// Returns true if the response has no body, whatever its fields say (RFC 9110, section 6.4.1).
-fn has_no_body(is_head: bool, status: StatusCode) -> bool {
-    is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-}
-
-/// Takes a body that nobody wants, up to [`MAX_DISCARDED_BYTES`]. Returns true if that was all of it.
-async fn discard(mut body: WasiBody) -> bool {
-    let mut bytes = 0;
-    while bytes <= MAX_DISCARDED_BYTES
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        bytes += frame.data_ref().map_or(0, Bytes::len);
-    }
-    bytes <= MAX_DISCARDED_BYTES
-}
-
-/// The body of a response whose guest still runs. If it is dropped before its end, the client has
-/// gone, and the guest ends without a word: it would take the missing reader for a failure of its own.
-struct StreamingBody {
-    body: WasiBody,
-    call: Arc<CallState>,
-    guest: AbortHandle,
-    /// Bytes that are to come by `content-length`; after them hyper does not ask for the end.
-    missing: Option<usize>,
-    /// Set when the end has come.
-    ended: bool,
-}
-
-impl Drop for StreamingBody {
+impl Drop for Sandbox {
+    /// The idle guests have what they are in.
     fn drop(&mut self) {
-        if !self.ended && self.missing != Some(0) && !self.body.is_end_stream() {
-            self.guest.abort();
-        }
-    }
-}
-
-impl Body for StreamingBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut task::Context,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &polled {
-            // When the guest fails, its body just ends. An error instead, so that the client does not
-            // take half a response for a whole one.
-            Poll::Ready(None) if self.call.broken.load(Ordering::Relaxed) => {
-                return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
-            }
-            Poll::Ready(None) => self.ended = true,
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                self.missing = self.missing.map(|missing| missing.saturating_sub(bytes));
-                self.ended |= frame.is_trailers();
-            }
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.shared.idle().clear();
     }
 }
 
@@ -524,82 +390,4 @@ impl Guest {
             }
         }
     }
-}
-
-/// Makes an engine with a slot of memory for each guest.
-///
-/// # Errors
-/// One line. Where the process has too little address space, such as 39 bits of it or what `RLIMIT_AS`
-/// leaves, the line has the most guests that fit.
-fn engine(component: &Description, limits: Limits) -> Result<Engine, String> {
-    let engine = |calls| {
-        let mut config = engine::config(component.wasi);
-        let pool = pool(component, Limits { calls, ..limits });
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-        Engine::new(&config)
-    };
-    let calls = limits.calls;
-    engine(calls).map_err(|error| {
-        let fits = |calls| {
-            let mut spare = Vec::<u8>::new();
-            spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok() && engine(calls).is_ok()
-        };
-        let (mut fit, mut too_many) = (0, calls);
-        while fit + 1 < too_many {
-            let middle = fit + (too_many - fit) / 2;
-            if fits(middle) {
-                fit = middle;
-            } else {
-                too_many = middle;
-            }
-        }
-        format!(
-            "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, each \
-             with {} GiB; {}",
-            (engine::MEMORY_RESERVATION >> 30) * u64::from(component.memories.max(1)),
-            match fit {
-                0 => format!("none fits: {}", error.root_cause()),
-                _ => format!("{fit} fit"),
-            }
-        )
-    })
-}
-
-/// Address space that the advice on `MAX_REQUESTS` leaves, in bytes: for the threads with their stacks, and what the
-/// allocator reserves for each.
-const SPARE_ADDRESS_SPACE: usize = 256 << 20;
-
-/// Elements that a table may grow to, if it does not start with more: Wasmtime's default.
-const TABLE_ELEMENTS: usize = 20_000;
-
-/// Slots for guests: each as many memories and tables as the component's modules define, which share what a guest may
-/// have. A component that makes several instances of a module may need more, and then does not load.
-fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
-    let Limits { calls, .. } = limits;
-    let Description {
-        memories, tables, ..
-    } = *component;
-    let elements = component.table_elements as usize;
-    let share = |size: MemorySize| (size.0 / u64::from(memories.max(1))) as usize;
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(calls)
-        // They take no room of their own.
-        .total_core_instances(u32::MAX)
-        .total_memories(calls.saturating_mul(memories))
-        .max_memories_per_component(memories)
-        .total_tables(calls.saturating_mul(tables))
-        .max_tables_per_component(tables)
-        .table_elements(elements.max(TABLE_ELEMENTS))
-        .total_stacks(calls)
-        .max_memory_size(share(limits.memory))
-        // Each guest starts from the component's initial memory. The first bytes of a used slot are
-        // overwritten with it and stay resident: by default all of it for a guest that starts small (see the
-        // root package's build.rs). The kernel takes the pages above them (`madvise`).
-        .linear_memory_keep_resident(share(limits.resident))
-        .table_keep_resident(4 << 10)
-        // Resetting only the pages that the kernel reports as written (`PAGEMAP_SCAN`, as Wasmtime 48
-        // asks for it: written and present) misses a page that was swapped out or is just migrating.
-        // The next guest in the slot would read what the last one left there.
-        .pagemap_scan(Enabled::No);
-    pool
 }

@@ -1,13 +1,17 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
+use crate::failure::Failure;
 use crate::log::{Access, Log, Often};
-use crate::sandbox::{Content, Failure, Sandbox};
+use crate::management::Health;
+use crate::request_body::RequestBody;
+use crate::response_body::Content;
+use crate::sandbox::Sandbox;
 use crate::transport::{Activity, Open};
 use crate::validate;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,30 +19,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::sync::Notify;
-use tokio::time::{Sleep, sleep};
-use wasmtime_wasi_http::Error;
-
-/// How long the rest of a request's body is taken in and thrown away when the guest did not want
-/// it. Without, the connection would break under the client's feet, and the answer be lost.
-const DISCARD: Duration = Duration::from_secs(5);
 
 /// What an access line shows when the client went before the answer was there: nginx's number for
 /// it, as HTTP has none.
 const CLIENT_GONE: u16 = 499;
 
+/// What responds to requests.
+pub enum Handler {
+    Guests(Arc<Sandbox>),
+    Management(Arc<Health>),
+}
+
 /// What all requests share.
 pub struct Service {
-    pub sandbox: Arc<Sandbox>,
+    pub handler: Handler,
     pub log: Log,
     pub access_log: bool,
     /// Longest silence of a client within a request's body.
     pub body_timeout: Duration,
-    /// Requests that found all sandboxes taken.
-    pub refused: Often,
+    pub rejected: Rejected,
     /// Set when the server shuts down: from then on every answer ends its connection.
     pub draining: AtomicBool,
+}
+
+/// Requests that got 503, by the reason.
+#[derive(Default)]
+pub struct Rejected {
+    requests: Often,
+    memory: Often,
+    transfers: Often,
 }
 
 impl Service {
@@ -64,13 +73,15 @@ impl Service {
             Err((status, reason)) => plain(status, reason),
         };
         let (mut head, body) = response.into_parts();
-        if keep_alive_header && (refused || self.draining.load(Ordering::Relaxed)) {
+        let has_stalled = head.status == StatusCode::REQUEST_TIMEOUT;
+        if keep_alive_header && (refused || has_stalled || self.draining.load(Ordering::Relaxed)) {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(entry) = &mut entry {
             entry.access.status = head.status.as_u16();
         }
+        open.wait_for_client(0);
         let body = Answer {
             body,
             entry,
@@ -82,19 +93,29 @@ impl Service {
 
     async fn ask(&self, request: Request<Incoming>) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let has_body = !request.body().is_end_stream();
-        let body_failed = has_body.then(Arc::<Notify>::default);
-        let request = Upload::of(request, self.body_timeout, body_failed.clone());
-        let failure = match self.sandbox.answer(request, body_failed).await {
+        let sandbox = match &self.handler {
+            Handler::Guests(sandbox) => sandbox,
+            Handler::Management(health) => {
+                let (status, line) = health.respond(&request).await;
+                return plain(status, line);
+            }
+        };
+        let failure = match self.call(sandbox, request).await {
             Ok(response) => return response,
             Err(failure) => failure,
         };
         let status = failure.status();
         let mut response = plain(status, status.canonical_reason().unwrap_or_default());
-        if let Failure::Busy = failure {
+        let rejected = match failure {
+            Failure::Busy => Some(&self.rejected.requests),
+            Failure::Memory => Some(&self.rejected.memory),
+            Failure::Transfers => Some(&self.rejected.transfers),
+            _ => None,
+        };
+        if let Some(often) = rejected {
             let soon = HeaderValue::from(1);
             response.headers_mut().insert(RETRY_AFTER, soon);
-            self.log.often(&self.refused, |count| {
+            self.log.often(often, |count| {
                 format!("{failure}: {count} more requests refused")
             });
         } else if !failure.is_quiet() {
@@ -102,6 +123,21 @@ impl Service {
             self.log.event(format_args!("{method} {path}: {failure}"));
         }
         response
+    }
+
+    /// Receives the request's body, as much as there has to be of it, and calls a guest.
+    async fn call(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Content>, Failure> {
+        let is_on_demand = request.headers().contains_key(EXPECT);
+        let mut request =
+            request.map(|body| RequestBody::new(body, is_on_demand, self.body_timeout));
+        let permit = || sandbox.transfer();
+        let transfer = request.body_mut().receive(permit).await?;
+        let progress = request.body().progress();
+        sandbox.answer(request, progress, transfer).await
     }
 }
 
@@ -116,94 +152,6 @@ fn plain(status: StatusCode, line: &'static str) -> Response<Content> {
     );
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-/// A request's body on its way to the guest, which may leave some or all of it unread.
-struct Upload {
-    body: Option<Incoming>,
-    /// The client waits for word before it sends the body. Silence keeps it from sending one that
-    /// nobody wants (RFC 9110, section 10.1.1).
-    on_demand: bool,
-    patience: Duration,
-    /// Runs while the client is silent.
-    silence: Option<Pin<Box<Sleep>>>,
-    /// Notified if the client goes or sends what is no body. The guest would take that for a failure of
-    /// its own.
-    failed: Option<Arc<Notify>>,
-}
-
-impl Upload {
-    fn of(
-        request: Request<Incoming>,
-        patience: Duration,
-        failed: Option<Arc<Notify>>,
-    ) -> Request<Self> {
-        let on_demand = request.headers().contains_key(EXPECT);
-        request.map(|body| Self {
-            body: Some(body),
-            on_demand,
-            patience,
-            silence: None,
-            failed,
-        })
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Self {
-            body,
-            on_demand,
-            patience,
-            silence,
-            failed,
-        } = &mut *self;
-        *on_demand = false;
-        let Some(incoming) = body else {
-            return Poll::Ready(None);
-        };
-        if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
-            *silence = None;
-            if let (Some(Err(_)), Some(failed)) = (&frame, failed) {
-                *body = None;
-                failed.notify_one();
-                return Poll::Pending;
-            }
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
-        }
-        let silence = silence.get_or_insert_with(|| Box::pin(sleep(*patience)));
-        silence.as_mut().poll(cx).map(|()| {
-            // Gone unread, it ends the connection.
-            *body = None;
-            Some(Err(Error::ConnectionReadTimeout))
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if self.is_end_stream() || self.on_demand {
-            return;
-        }
-        if let (Some(mut body), Ok(runtime)) = (self.body.take(), Handle::try_current()) {
-            let discard = async move { while let Some(Ok(_)) = body.frame().await {} };
-            runtime.spawn(tokio::time::timeout(DISCARD, discard));
-        }
-    }
 }
 
 /// An answer's body on its way to the client. When it has passed, or the client has gone, the
@@ -227,13 +175,15 @@ impl Body for Answer {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                self.open.progress();
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.open.wait_for_client(bytes);
                 if let Some(entry) = &mut self.entry {
-                    entry.access.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    entry.access.bytes += bytes as u64;
                 }
             }
             Poll::Ready(Some(Err(_))) if self.ends_with_connection => self.open.fail(),
-            Poll::Ready(Some(Err(_)) | None) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_)) | None) => {}
+            Poll::Pending => self.open.wait_for_guest(),
         }
         polled
     }

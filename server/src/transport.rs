@@ -1,6 +1,7 @@
 //! A client's connection below HTTP: its bytes, what it waits for, and how long it may wait.
 
 use crate::config::Config;
+use crate::pace::STEADY_BYTES;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +23,8 @@ pub struct Patience {
     pub idle: Duration,
     /// From there to the end of its head.
     pub head: Duration,
-    /// For the client to take a piece of an answer.
+    /// For the client to take [`STEADY_BYTES`] of an answer.
     pub write: Duration,
-    /// For an answer to go on: what the guest may take, and then the client.
-    pub answer: Duration,
 }
 
 impl Patience {
@@ -34,7 +33,6 @@ impl Patience {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
-            answer: config.guest_timeout + config.write_timeout,
         }
     }
 }
@@ -48,12 +46,16 @@ pub struct Activity {
 struct State {
     /// Requests whose answers have not passed.
     open: usize,
-    /// When the last request came or the last piece of an answer went.
+    /// Answers that wait for the client, by their number: HTTP/2 has several.
+    waiting: Vec<(u64, Blocked)>,
+    /// The number of the next one.
+    next: u64,
+    /// When the last answer had passed.
     since: Instant,
     /// When the first byte of the next head came.
     head: Option<Instant>,
-    /// When the client stopped taking bytes.
-    blocked: Option<Instant>,
+    /// Set when the client takes no more bytes of the connection.
+    blocked: Option<Blocked>,
     /// HTTP/2 has frames between requests, so that bytes do not mean a head.
     multiplexed: bool,
     /// The client sends no more.
@@ -62,12 +64,40 @@ struct State {
     failed: bool,
 }
 
+/// Bytes that wait for a client which does not take them.
+#[derive(Clone, Copy)]
+struct Blocked {
+    /// When it last was steady.
+    since: Instant,
+    /// What it has taken since then.
+    bytes: usize,
+}
+
+impl Blocked {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes note of bytes that the client has taken.
+    fn pass(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= STEADY_BYTES {
+            *self = Self::new();
+        }
+    }
+}
+
 impl Activity {
     pub fn new(patience: Patience) -> Self {
         Self {
             patience,
             state: Mutex::new(State {
                 open: 0,
+                waiting: Vec::new(),
+                next: 0,
                 since: Instant::now(),
                 head: None,
                 blocked: None,
@@ -78,19 +108,20 @@ impl Activity {
         }
     }
 
-    /// When the client has had the time that it may take.
-    pub fn deadline(&self) -> Instant {
+    /// When the client has had the time that it may take. `None` while it is not waited for: a guest and a request's body
+    /// have clocks of their own.
+    pub fn deadline(&self) -> Option<Instant> {
         let state = self.state();
+        let waiting = state.waiting.iter().map(|(_, blocked)| blocked);
+        let since = waiting.chain(&state.blocked).map(|it| it.since).min();
+        let since = since.map(|since| since + self.patience.write);
         match *state {
-            State {
-                blocked: Some(since),
-                ..
-            } => since + self.patience.write,
-            State { open: 1.., .. } => state.since + self.patience.answer,
+            _ if since.is_some() => since,
+            State { open: 1.., .. } => None,
             State {
                 head: Some(since), ..
-            } => since + self.patience.head,
-            _ => state.since + self.patience.idle,
+            } => Some(since + self.patience.head),
+            _ => Some(state.since + self.patience.idle),
         }
     }
 
@@ -98,10 +129,13 @@ impl Activity {
     pub fn begin(self: &Arc<Self>, multiplexed: bool) -> Open {
         let mut state = self.state();
         state.open += 1;
-        state.since = Instant::now();
+        state.next += 1;
         state.head = None;
         state.multiplexed = multiplexed;
-        Open(self.clone())
+        Open {
+            activity: self.clone(),
+            number: state.next,
+        }
     }
 
     fn received(&self, bytes: usize) {
@@ -113,13 +147,19 @@ impl Activity {
         }
     }
 
-    fn sent(&self, taken: bool) {
+    /// Takes note of a write, and of how much the client has taken by it.
+    fn sent(&self, sent: &Poll<io::Result<usize>>) {
         let mut state = self.state();
-        match (taken, state.blocked) {
-            (true, Some(_)) => state.blocked = None,
-            (false, None) => state.blocked = Some(Instant::now()),
+        match (sent, &mut state.blocked) {
+            (Poll::Ready(Ok(bytes)), Some(blocked)) => blocked.pass(*bytes),
+            (Poll::Pending, blocked @ None) => *blocked = Some(Blocked::new()),
             _ => {}
         }
+    }
+
+    /// Takes note that nothing is left to send.
+    fn flushed(&self) {
+        self.state().blocked = None;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,25 +168,40 @@ impl Activity {
 }
 
 /// A request whose answer has not passed yet.
-pub struct Open(Arc<Activity>);
+pub struct Open {
+    activity: Arc<Activity>,
+    number: u64,
+}
 
 impl Open {
-    /// A piece of the answer has passed.
-    pub fn progress(&self) {
-        self.0.state().since = Instant::now();
+    /// The client has to take a piece of the answer, after it has taken these bytes.
+    pub fn wait_for_client(&self, bytes: usize) {
+        let waiting = &mut self.activity.state().waiting;
+        let mut all = waiting.iter_mut();
+        match all.find(|(number, _)| *number == self.number) {
+            Some((_, blocked)) => blocked.pass(bytes),
+            None => waiting.push((self.number, Blocked::new())),
+        }
+    }
+
+    /// There is no more of the answer for now.
+    pub fn wait_for_guest(&self) {
+        let waiting = &mut self.activity.state().waiting;
+        waiting.retain(|(number, _)| *number != self.number);
     }
 
     /// Records that the response's body has failed and that the client could take it for whole.
     pub fn fail(&self) {
-        self.0.state().failed = true;
+        self.activity.state().failed = true;
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.activity.state();
         state.open -= 1;
         state.since = Instant::now();
+        state.waiting.retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -215,7 +270,7 @@ impl AsyncRead for Transport {
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let sent = Pin::new(&mut *self.stream()).poll_write(cx, bytes);
-        self.activity.sent(sent.is_ready());
+        self.activity.sent(&sent);
         sent
     }
 
@@ -225,7 +280,7 @@ impl AsyncWrite for Transport {
         pieces: &[IoSlice],
     ) -> Poll<io::Result<usize>> {
         let sent = Pin::new(&mut *self.stream()).poll_write_vectored(cx, pieces);
-        self.activity.sent(sent.is_ready());
+        self.activity.sent(&sent);
         sent
     }
 
@@ -233,8 +288,9 @@ impl AsyncWrite for Transport {
         true
     }
 
-    /// A socket has no buffer of ours.
+    /// A socket has no buffer of ours. HTTP flushes when it has nothing more to write.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        self.activity.flushed();
         Poll::Ready(Ok(()))
     }
 

@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::yield_now;
-use tokio::time::sleep_until;
+use tokio::time::sleep;
 
 /// Header fields that a request may have; more are answered with 431.
 const HEADER_COUNT: usize = 100;
@@ -53,6 +53,7 @@ pub struct Worker {
     /// Each of the worker's connections holds a clone.
     load: Arc<()>,
     thread: JoinHandle<()>,
+    runtime: Handle,
 }
 
 impl Worker {
@@ -61,6 +62,7 @@ impl Worker {
     /// # Errors
     /// When the system denies a thread or a file descriptor.
     pub fn start(
+        name: &str,
         service: Arc<Service>,
         config: &Config,
         closing: watch::Receiver<bool>,
@@ -78,7 +80,7 @@ impl Worker {
             }
         };
         let (report, started) = std::sync::mpsc::channel();
-        let thread = thread::Builder::new().name("worker".into());
+        let thread = thread::Builder::new().name(name.into());
         // The runtime is made there, as none may be dropped within another, not even when no thread is to be had.
         let thread = thread.spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
@@ -92,7 +94,7 @@ impl Worker {
                     if resolves_names {
                         runtime.spawn_blocking(|| ());
                     }
-                    let _ = report.send(Ok(()));
+                    let _ = report.send(Ok(runtime.handle().clone()));
                     runtime.block_on(serve);
                     // Without waiting for a look-up of a name.
                     runtime.shutdown_background();
@@ -100,12 +102,18 @@ impl Worker {
                 Err(error) => drop(report.send(Err(error))),
             }
         })?;
-        started.recv().map_err(io::Error::other)??;
+        let runtime = started.recv().map_err(io::Error::other)??;
         Ok(Self {
             inbox,
             load: Arc::default(),
             thread,
+            runtime,
         })
+    }
+
+    /// The thread's runtime.
+    pub fn handle(&self) -> &Handle {
+        &self.runtime
     }
 
     /// How many connections the worker has, give or take a constant.
@@ -179,7 +187,10 @@ impl Protocol {
         let answer = service_fn(|request| {
             let service = self.service.clone();
             let activity = activity.clone();
-            async move { Ok::<_, Infallible>(service.answer(peer, request, &activity).await) }
+            // Boxed, as hyper keeps room for it in each connection, the idle ones included.
+            Box::pin(
+                async move { Ok::<_, Infallible>(service.answer(peer, request, &activity).await) },
+            )
         });
         let mut http = pin!(self.http.serve_connection(TokioIo::new(transport), answer));
         let mut closing = self.closing.clone();
@@ -189,7 +200,7 @@ impl Protocol {
             yield_now().await;
         });
         let mut closed = false;
-        let mut watchdog = pin!(sleep_until(activity.deadline()));
+        let mut watchdog = pin!(sleep(Duration::ZERO));
         poll_fn(|cx| {
             // An error is the client's: it broke off, or sent what is not HTTP.
             if http.as_mut().poll(cx).is_ready() {
@@ -202,7 +213,9 @@ impl Protocol {
                     return Poll::Ready(true);
                 }
             }
-            let deadline = activity.deadline();
+            let Some(deadline) = activity.deadline() else {
+                return Poll::Pending;
+            };
             if deadline != watchdog.deadline() {
                 watchdog.as_mut().reset(deadline);
             }

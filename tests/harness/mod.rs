@@ -213,6 +213,17 @@ impl Server {
         std::fs::read_dir(path).expect("the server lives").count()
     }
 
+    /// Lets the process have no more file descriptors than these.
+    pub fn limit_files(&self, files: u64) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let limit = rustix::process::Rlimit {
+            current: Some(files),
+            maximum: Some(files),
+        };
+        rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, limit)
+            .expect("the server lives");
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, signal).expect("the server lives");

@@ -1,0 +1,243 @@
+//! A request's body on its way from the client to the guest.
+//!
+//! A slow client does not hold a sandbox: [`RequestBody::receive`] takes in up to [`BUFFER_BYTES`] before the guest
+//! starts. A body that is larger needs a permit for a transfer, of which there are half as many as sandboxes. So does one
+//! whose client pauses for [`PAUSE`]: it may wait for a response to what it has sent. Without a permit, that one waits.
+
+use crate::failure::Failure;
+use crate::pace::Pace;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use wasmtime_wasi_http::Error;
+
+/// Bytes of a body that are received before the guest starts.
+pub const BUFFER_BYTES: usize = 64 << 10;
+
+/// Silence of a client within a body after which the guest may start with a part of it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for which the rest of a body that the guest did not read is received and dropped. Closing with unread input
+/// resets the connection, and the client may lose the response (RFC 9112, section 9.6).
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What others see of a body on its way.
+#[derive(Default)]
+pub struct Progress {
+    /// Set while the guest has asked for more and the client has not sent it.
+    pub is_awaited: AtomicBool,
+    /// Notified when the client goes or sends what is no body. The guest does not see it, because it would take that for
+    /// a failure of its own.
+    pub failed: Notify,
+}
+
+pub struct RequestBody {
+    /// Received, and not yet given to the guest.
+    received: Bytes,
+    trailers: Option<HeaderMap>,
+    /// What is still to come. `None` after the end.
+    incoming: Option<Incoming>,
+    /// Set when the client waits for `100 Continue`, which hyper sends when the body is first read. It does not send a
+    /// body that nobody reads (RFC 9110, section 10.1.1).
+    is_on_demand: bool,
+    pace: Pace,
+    /// `None` if there is no body.
+    progress: Option<Arc<Progress>>,
+}
+
+impl RequestBody {
+    /// `limit` is `BODY_TIMEOUT`.
+    pub fn new(incoming: Incoming, is_on_demand: bool, limit: Duration) -> Self {
+        let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
+        Self {
+            received: Bytes::new(),
+            trailers: None,
+            is_on_demand,
+            pace: Pace::new(limit),
+            progress: incoming.as_ref().map(|_| Arc::default()),
+            incoming,
+        }
+    }
+
+    /// Returns what the guest's call has to see of the body; `None` if there is none.
+    pub fn progress(&self) -> Option<Arc<Progress>> {
+        self.progress.clone()
+    }
+
+    /// Receives what the guest has to find when it starts. Returns the permit that it has for the rest; `None` if that
+    /// was all.
+    ///
+    /// # Errors
+    /// When the body is not whole or malformed, the client stalls, or there is no permit.
+    pub async fn receive(
+        &mut self,
+        permit: impl Fn() -> Option<OwnedSemaphorePermit>,
+    ) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if self.incoming.is_none() {
+            return Ok(None);
+        }
+        if self.is_on_demand {
+            return permit().map(Some).ok_or(Failure::Transfers);
+        }
+        let mut buffer = BytesMut::new();
+        let mut pause: Option<Pin<Box<Sleep>>> = None;
+        let mut has_paused = false;
+        let received = poll_fn(|cx| {
+            loop {
+                let Some(incoming) = &mut self.incoming else {
+                    return Poll::Ready(Ok(None));
+                };
+                if buffer.len() >= BUFFER_BYTES {
+                    return Poll::Ready(permit().map(Some).ok_or(Failure::Transfers));
+                }
+                match Pin::new(&mut *incoming).poll_frame(cx) {
+                    Poll::Ready(None) => self.incoming = None,
+                    Poll::Ready(Some(Err(_))) => {
+                        self.incoming = None;
+                        return Poll::Ready(Err(Failure::NoWholeRequest));
+                    }
+                    Poll::Ready(Some(Ok(frame))) => {
+                        let is_last = incoming.is_end_stream();
+                        match frame.into_data() {
+                            Ok(data) => {
+                                self.pace.pass(data.len());
+                                has_paused = false;
+                                if let Some(pause) = &mut pause {
+                                    pause.as_mut().reset(Instant::now() + PAUSE);
+                                }
+                                if is_last && buffer.is_empty() {
+                                    self.received = data;
+                                } else {
+                                    // Copied, as a small piece may keep a large buffer of hyper's.
+                                    buffer.extend_from_slice(&data);
+                                }
+                            }
+                            Err(frame) => self.trailers = frame.into_trailers().ok(),
+                        }
+                        if is_last {
+                            self.incoming = None;
+                        }
+                    }
+                    Poll::Pending => {
+                        let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
+                        if !has_paused && pause.as_mut().poll(cx).is_ready() {
+                            has_paused = true;
+                            if let Some(permit) = permit() {
+                                return Poll::Ready(Ok(Some(permit)));
+                            }
+                        }
+                        if self.pace.poll_stalled(cx).is_ready() {
+                            self.incoming = None;
+                            return Poll::Ready(Err(Failure::Stalled));
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+        });
+        let permit = received.await?;
+        if !buffer.is_empty() {
+            self.received = buffer.freeze();
+        }
+        Ok(permit)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Self {
+            received,
+            trailers,
+            incoming,
+            is_on_demand,
+            pace,
+            progress,
+        } = &mut *self;
+        if !received.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(received)))));
+        }
+        let Some(body) = incoming else {
+            return Poll::Ready(trailers.take().map(|it| Ok(Frame::trailers(it))));
+        };
+        *is_on_demand = false;
+        let polled = Pin::new(body).poll_frame(cx);
+        let awaits = |is_awaited| {
+            if let Some(progress) = &*progress {
+                progress.is_awaited.store(is_awaited, Ordering::Relaxed);
+            }
+        };
+        awaits(polled.is_pending());
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                pace.pass(frame.data_ref().map_or(0, Bytes::len));
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => {
+                *incoming = None;
+                if let Some(progress) = progress {
+                    progress.failed.notify_one();
+                }
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                *incoming = None;
+                Poll::Ready(None)
+            }
+            Poll::Pending => pace.poll_stalled(cx).map(|()| {
+                // Dropped unread, it ends the connection.
+                *incoming = None;
+                awaits(false);
+                Some(Err(Error::ConnectionReadTimeout))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let has_ended = self.incoming.as_ref().is_none_or(Body::is_end_stream);
+        has_ended && self.received.is_empty() && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let received = self.received.len() as u64;
+        let rest = self.incoming.as_ref().map(Body::size_hint);
+        let rest = rest.unwrap_or_else(|| SizeHint::with_exact(0));
+        let mut hint = SizeHint::new();
+        hint.set_lower(received + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(received + upper);
+        }
+        hint
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let rest = self.incoming.take().filter(|rest| !rest.is_end_stream());
+        if self.is_on_demand {
+            return;
+        }
+        if let (Some(rest), Ok(runtime)) = (rest, Handle::try_current()) {
+            runtime.spawn(timeout(DISCARD_TIMEOUT, discard(rest)));
+        }
+    }
+}
+
+/// Takes a body to its end and drops it.
+pub async fn discard(mut body: impl Body + Unpin) {
+    while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+}

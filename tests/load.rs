@@ -2,20 +2,17 @@
 
 mod harness;
 
-use harness::{Connection, PATIENCE, QUIET, RAW, Server, WASI, await_that, words};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use harness::{
+    Connection, PATIENCE, QUIET, RAW, Server, WASI, allow_files, alone, await_that,
+    p99_of_a_client, words,
+};
+use rustix::process::Signal;
 use std::env;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// Held by each test: they load the machine, and some take the time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How long idle connections stay open when the server shuts down.
 const LINGER: Duration = Duration::from_millis(300);
@@ -427,21 +424,6 @@ fn slow_clients_neither_stop_others_nor_stay() {
     });
 }
 
-/// The 99th percentile of the time that a client waits for an answer.
-fn p99_of_a_client(address: SocketAddr) -> Duration {
-    let mut client = Connection::open(address);
-    let mut times: Vec<_> = (0..200)
-        .map(|_| {
-            let begun = Instant::now();
-            let answer = client.request("GET", "/").expect("an answer");
-            assert_eq!(answer.body, b"fine");
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    times[197]
-}
-
 #[test]
 fn a_client_that_never_opens_its_http2_window_does_not_stay() {
     let _alone = alone();
@@ -467,21 +449,6 @@ fn a_client_that_never_opens_its_http2_window_does_not_stay() {
         tokio::time::timeout(PATIENCE, end).await
     });
     let _ = end.expect("the server closes the connection");
-}
-
-/// Lets this process have so many connections.
-fn allow_files(connections: u64) {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    setrlimit(Resource::Nofile, raised).expect("a higher limit");
-    let needed = connections + 200;
-    assert!(
-        maximum.is_none_or(|maximum| maximum >= needed),
-        "this test needs {needed} file descriptors, but `ulimit -Hn` is {maximum:?}"
-    );
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub enum Failure {
     Memory,
     /// As many guests as may wait for their clients do so.
     Transfers,
+    /// The memory that connections share is taken.
+    Buffers,
     /// The client has gone before the request's body was whole, or has sent what is no body.
     NoWholeRequest,
     /// The client sends the request's body too slowly.
@@ -49,7 +51,9 @@ impl Failure {
     /// The status to respond with.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Busy | Self::Memory | Self::Transfers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Memory | Self::Transfers | Self::Buffers => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::NoWholeRequest => StatusCode::BAD_REQUEST,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
             Self::Refused(_) | Self::Silent | Self::Malformed(_) => StatusCode::BAD_GATEWAY,
@@ -82,6 +86,7 @@ impl fmt::Display for Failure {
                 f,
                 "half of MAX_REQUESTS have large bodies, or clients that pause"
             ),
+            Self::Buffers => write!(f, "the buffers of all connections are taken"),
             Self::NoWholeRequest => write!(f, "the request's body is not whole"),
             Self::Stalled => write!(f, "the client sends the request's body too slowly"),
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),

@@ -14,6 +14,7 @@
 )]
 
 mod budget;
+mod buffers;
 pub mod cli;
 mod clock;
 #[cfg(feature = "compile")]

@@ -2,6 +2,7 @@
 //! and at the end drains.
 
 use crate::budget::Budget;
+use crate::buffers::Buffers;
 use crate::component::Component;
 use crate::config::Config;
 use crate::host::Shared;
@@ -15,6 +16,7 @@ use crate::worker::{Connection, Worker};
 use rustix::io::{Errno, dup};
 use rustix::net::listen;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
@@ -54,6 +56,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const OWN_FILES: u64 = 40 + management::MAX_CONNECTIONS as u64;
 const WORKER_FILES: u64 = 6;
 
+/// Bytes that the kernel may hold for a client that has not confirmed them, and of these, bytes that the client has no
+/// room for.
+const SEND_BUFFER_BYTES: usize = 32 << 10;
+const UNSENT_BYTES: u32 = 8 << 10;
+
 /// A server that listens, though it does not serve yet.
 pub struct Server {
     listener: TcpListener,
@@ -73,7 +80,9 @@ impl Server {
         let listener = bind(config.listen, "PORT")?;
         // As many as may be open: a burst of clients waits there. The system's limit counts (`somaxconn`).
         let backlog = config.max_connections.min(i32::MAX as u32) as i32;
-        listen(&listener, backlog).map_err(|error| format!("cannot listen: {error}"))?;
+        let set = listen(&listener, backlog).map_err(io::Error::from);
+        set.and_then(|()| bound_send_buffers(&listener, config.write_timeout))
+            .map_err(|error| format!("cannot listen: {error}"))?;
         let management = config.management.map(|it| bind(it, "MANAGEMENT_LISTEN"));
         let management = management.transpose()?;
         let limits = Limits {
@@ -94,12 +103,14 @@ impl Server {
             idle: Mutex::default(),
         };
         component.check_total(config.guest_memory_total)?;
-        let sandbox = Sandbox::load(component, limits, shared)?;
+        let buffers = Buffers::new(config.max_connections);
+        let sandbox = Sandbox::load(component, limits, shared, buffers.clone())?;
         Ok(Self {
             listener,
             management,
             service: Arc::new(service(
                 Handler::Guests(Arc::new(sandbox)),
+                buffers,
                 config.access_log,
                 &config,
                 log,
@@ -147,7 +158,8 @@ impl Server {
         let health = Arc::new(Health::new(health));
         if let Some(listener) = self.management {
             let handler = Handler::Management(health.clone());
-            let service = Arc::new(service(handler, false, &self.config, &self.log));
+            let buffers = Buffers::new(management::MAX_CONNECTIONS as u32);
+            let service = Arc::new(service(handler, buffers, false, &self.config, &self.log));
             let (_, open) = watch::channel(false);
             let worker = Worker::start("management", service, &self.config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
@@ -224,13 +236,20 @@ impl Server {
     }
 }
 
-fn service(handler: Handler, access_log: bool, config: &Config, log: &Log) -> Service {
+fn service(
+    handler: Handler,
+    buffers: Buffers,
+    access_log: bool,
+    config: &Config,
+    log: &Log,
+) -> Service {
     Service {
         handler,
         log: log.clone(),
         access_log,
         body_timeout: config.body_timeout,
         rejected: Rejected::default(),
+        buffers,
         draining: AtomicBool::new(false),
     }
 }
@@ -244,6 +263,19 @@ fn cores() -> usize {
 fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address)
         .map_err(|error| format!("cannot listen on {address}: {}", advice(&error, setting)))
+}
+
+/// Bounds what the kernel holds for each client, which the sockets of connections have from the listener's.
+///
+/// # Errors
+/// When the system denies it.
+fn bound_send_buffers(listener: &TcpListener, write_timeout: Duration) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    // The kernel doubles it for what it needs besides (socket(7)).
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    // A connection that the server has closed ends, too, when its client takes nothing more.
+    socket.set_tcp_user_timeout(Some(write_timeout))
 }
 
 fn advice(error: &io::Error, setting: &str) -> String {

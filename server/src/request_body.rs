@@ -4,8 +4,11 @@
 //! starts. A body that is larger needs a permit for a transfer, of which there are half as many as sandboxes. So does one
 //! whose client pauses for [`PAUSE`]: it may wait for a response to what it has sent. Without a permit, that one waits.
 
+use crate::buffers::{Buffers, FREE_BYTES, Part};
 use crate::failure::Failure;
 use crate::pace::Pace;
+use crate::sandbox::Sandbox;
+use crate::transport::{Activity, Receiving};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -22,6 +25,9 @@ use wasmtime_wasi_http::Error;
 
 /// Bytes of a body that are received before the guest starts.
 pub const BUFFER_BYTES: usize = 64 << 10;
+
+/// Bytes by which the buffer grows.
+const STEP_BYTES: usize = 16 << 10;
 
 /// Silence of a client within a body after which the guest may start with a part of it.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -43,9 +49,11 @@ pub struct Progress {
 pub struct RequestBody {
     /// Received, and not yet given to the guest.
     received: Bytes,
+    /// Taken for it.
+    part: Option<Part>,
     trailers: Option<HeaderMap>,
     /// What is still to come. `None` after the end.
-    incoming: Option<Incoming>,
+    incoming: Option<(Incoming, Receiving)>,
     /// Set when the client waits for `100 Continue`, which hyper sends when the body is first read. It does not send a
     /// body that nobody reads (RFC 9110, section 10.1.1).
     is_on_demand: bool,
@@ -56,10 +64,17 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// `limit` is `BODY_TIMEOUT`.
-    pub fn new(incoming: Incoming, is_on_demand: bool, limit: Duration) -> Self {
+    pub fn new(
+        incoming: Incoming,
+        is_on_demand: bool,
+        limit: Duration,
+        activity: &Arc<Activity>,
+    ) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
+        let incoming = incoming.map(|incoming| (incoming, activity.receive_body()));
         Self {
             received: Bytes::new(),
+            part: None,
             trailers: None,
             is_on_demand,
             pace: Pace::new(limit),
@@ -80,24 +95,26 @@ impl RequestBody {
     /// When the body is not whole or malformed, the client stalls, or there is no permit.
     pub async fn receive(
         &mut self,
-        permit: impl Fn() -> Option<OwnedSemaphorePermit>,
+        sandbox: &Sandbox,
+        buffers: &Buffers,
     ) -> Result<Option<OwnedSemaphorePermit>, Failure> {
         if self.incoming.is_none() {
             return Ok(None);
         }
         if self.is_on_demand {
-            return permit().map(Some).ok_or(Failure::Transfers);
+            return sandbox.transfer().map(Some).ok_or(Failure::Transfers);
         }
         let mut buffer = BytesMut::new();
+        let mut part = None;
         let mut pause: Option<Pin<Box<Sleep>>> = None;
         let mut has_paused = false;
         let received = poll_fn(|cx| {
             loop {
-                let Some(incoming) = &mut self.incoming else {
+                let Some((incoming, receiving)) = &mut self.incoming else {
                     return Poll::Ready(Ok(None));
                 };
                 if buffer.len() >= BUFFER_BYTES {
-                    return Poll::Ready(permit().map(Some).ok_or(Failure::Transfers));
+                    return Poll::Ready(sandbox.transfer().map(Some).ok_or(Failure::Transfers));
                 }
                 match Pin::new(&mut *incoming).poll_frame(cx) {
                     Poll::Ready(None) => self.incoming = None,
@@ -110,6 +127,7 @@ impl RequestBody {
                         match frame.into_data() {
                             Ok(data) => {
                                 self.pace.pass(data.len());
+                                receiving.progress();
                                 has_paused = false;
                                 if let Some(pause) = &mut pause {
                                     pause.as_mut().reset(Instant::now() + PAUSE);
@@ -118,7 +136,17 @@ impl RequestBody {
                                     self.received = data;
                                 } else {
                                     // Copied, as a small piece may keep a large buffer of hyper's.
+                                    if buffer.capacity() - buffer.len() < data.len() {
+                                        buffer.reserve(data.len().max(STEP_BYTES));
+                                    }
                                     buffer.extend_from_slice(&data);
+                                }
+                                if buffer.len() > FREE_BYTES && part.is_none() {
+                                    part = buffers.take(BUFFER_BYTES + STEP_BYTES);
+                                    if part.is_none() {
+                                        let permit = sandbox.transfer().map(Some);
+                                        return Poll::Ready(permit.ok_or(Failure::Buffers));
+                                    }
                                 }
                             }
                             Err(frame) => self.trailers = frame.into_trailers().ok(),
@@ -131,7 +159,7 @@ impl RequestBody {
                         let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
                         if !has_paused && pause.as_mut().poll(cx).is_ready() {
                             has_paused = true;
-                            if let Some(permit) = permit() {
+                            if let Some(permit) = sandbox.transfer() {
                                 return Poll::Ready(Ok(Some(permit)));
                             }
                         }
@@ -147,6 +175,7 @@ impl RequestBody {
         let permit = received.await?;
         if !buffer.is_empty() {
             self.received = buffer.freeze();
+            self.part = part;
         }
         Ok(permit)
     }
@@ -167,11 +196,12 @@ impl Body for RequestBody {
             is_on_demand,
             pace,
             progress,
+            ..
         } = &mut *self;
         if !received.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(received)))));
         }
-        let Some(body) = incoming else {
+        let Some((body, receiving)) = incoming else {
             return Poll::Ready(trailers.take().map(|it| Ok(Frame::trailers(it))));
         };
         *is_on_demand = false;
@@ -184,6 +214,7 @@ impl Body for RequestBody {
         awaits(polled.is_pending());
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
+                receiving.progress();
                 pace.pass(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -208,13 +239,14 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let has_ended = self.incoming.as_ref().is_none_or(Body::is_end_stream);
+        let incoming = self.incoming.as_ref();
+        let has_ended = incoming.is_none_or(|(rest, _)| rest.is_end_stream());
         has_ended && self.received.is_empty() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         let received = self.received.len() as u64;
-        let rest = self.incoming.as_ref().map(Body::size_hint);
+        let rest = self.incoming.as_ref().map(|(rest, _)| rest.size_hint());
         let rest = rest.unwrap_or_else(|| SizeHint::with_exact(0));
         let mut hint = SizeHint::new();
         hint.set_lower(received + rest.lower());
@@ -227,17 +259,21 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let rest = self.incoming.take().filter(|rest| !rest.is_end_stream());
         if self.is_on_demand {
             return;
         }
-        if let (Some(rest), Ok(runtime)) = (rest, Handle::try_current()) {
-            runtime.spawn(timeout(DISCARD_TIMEOUT, discard(rest)));
+        if let (Some((rest, receiving)), Ok(runtime)) =
+            (self.incoming.take(), Handle::try_current())
+            && !rest.is_end_stream()
+        {
+            runtime.spawn(timeout(DISCARD_TIMEOUT, discard(rest, receiving)));
         }
     }
 }
 
 /// Takes a body to its end and drops it.
-pub async fn discard(mut body: impl Body + Unpin) {
-    while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+async fn discard(mut body: Incoming, receiving: Receiving) {
+    while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        receiving.progress();
+    }
 }

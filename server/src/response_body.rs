@@ -4,6 +4,7 @@
 //! waiting for its client. With a larger one it waits, and needs a permit for a transfer (see [`crate::request_body`]).
 //! While it waits, its time stands still.
 
+use crate::buffers::FREE_BYTES;
 use crate::failure::Failure;
 use crate::sandbox::{CallState, Sandbox};
 use bytes::{Bytes, BytesMut};
@@ -172,6 +173,7 @@ impl Begun {
         let missing = head.headers.get(CONTENT_LENGTH).and_then(number);
         let pipe = Arc::new(Pipe(Mutex::new(PipeState {
             taken,
+            permit: None,
             reader: None,
             writer: None,
         })));
@@ -236,18 +238,26 @@ async fn serve(
     });
     let ended = ended.await;
     // The sandbox is free.
-    drop((call, transfer));
+    drop(call);
     match &ended {
         Ok(()) => {
             let mut rest = Taken::default();
             drain(&mut body, &mut rest).await;
-            pipe.end(rest);
+            let bytes = pipe.state().taken.bytes + rest.bytes;
+            if bytes > FREE_BYTES && transfer.is_none() {
+                transfer = sandbox.buffer(bytes);
+                if transfer.is_none() {
+                    rest.end = Some(Err(Error::HttpResponseIncomplete));
+                }
+            }
+            pipe.end(rest, transfer);
         }
         // Otherwise the client takes half a response for a whole one.
-        Err(_) => pipe.end(Taken {
-            end: Some(Err(Error::HttpResponseIncomplete)),
-            ..Taken::default()
-        }),
+        Err(_) => {
+            let end = Some(Err(Error::HttpResponseIncomplete));
+            let taken = Taken::default();
+            pipe.end(Taken { end, ..taken }, transfer);
+        }
     }
     ended
 }
@@ -310,6 +320,7 @@ struct Pipe(Mutex<PipeState>);
 
 struct PipeState {
     taken: Taken,
+    permit: Option<OwnedSemaphorePermit>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -333,9 +344,10 @@ impl Pipe {
         (moved, is_full)
     }
 
-    /// Adds the last frames and the end.
-    fn end(&self, rest: Taken) {
+    /// Adds the last frames and the end. The permit is for what the client has not taken.
+    fn end(&self, rest: Taken, permit: Option<OwnedSemaphorePermit>) {
         let mut state = self.state();
+        state.permit = permit;
         state.taken.bytes += rest.bytes;
         state.taken.frames.extend(rest.frames);
         // A body that has ended by itself is whole, whatever became of the guest since.

@@ -5,6 +5,7 @@
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
 use crate::budget::OverBudget;
+use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::component::{Component, Wasi};
 use crate::config::MemorySize;
@@ -38,6 +39,7 @@ pub struct Sandbox {
     limits: Limits,
     /// Guests that may wait for their clients.
     transfers: Arc<Semaphore>,
+    buffers: Buffers,
     clock: Clock,
     shared: Arc<Shared>,
 }
@@ -123,11 +125,17 @@ impl Sandbox {
     /// # Errors
     /// One line, when the machine code is not for this machine or this program, when the component imports
     /// what a guest here does not get, or when the system denies memory or a thread.
-    pub fn load(component: &Component, limits: Limits, shared: Shared) -> Result<Self, String> {
+    pub fn load(
+        component: &Component,
+        limits: Limits,
+        shared: Shared,
+        buffers: Buffers,
+    ) -> Result<Self, String> {
         component.check_memory(limits.memory)?;
         let engine = pool::engine(&component.description, limits)?;
         let loaded = component.load(&engine)?;
-        Self::link(engine, &loaded, component.description.wasi, limits, shared)
+        let wasi = component.description.wasi;
+        Self::link(engine, &loaded, wasi, limits, shared, buffers)
             .map_err(|error| format!("{}: {error:#}", component.path.display()))
     }
 
@@ -137,6 +145,7 @@ impl Sandbox {
         wasi: Wasi,
         limits: Limits,
         shared: Shared,
+        buffers: Buffers,
     ) -> wasmtime::Result<Self> {
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
@@ -149,6 +158,7 @@ impl Sandbox {
             clock: Clock::start(engine.clone())?,
             // One alone can wait for its client, or nothing large is ever served.
             transfers: Arc::new(Semaphore::new((limits.calls as usize / 2).max(1))),
+            buffers,
             engine,
             ready,
             limits,
@@ -159,6 +169,11 @@ impl Sandbox {
     /// Returns a permit for a guest that waits for its client, if there is one left.
     pub fn transfer(&self) -> Option<OwnedSemaphorePermit> {
         self.transfers.clone().try_acquire_owned().ok()
+    }
+
+    /// Returns a permit to keep so many bytes for a client: of the buffers of all connections, else one for a transfer.
+    pub fn buffer(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        self.buffers.take(bytes).or_else(|| self.transfer())
     }
 
     /// Logs how a guest failed whose response had started.

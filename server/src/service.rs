@@ -1,5 +1,6 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
+use crate::buffers::{Buffers, FREE_BYTES};
 use crate::failure::Failure;
 use crate::log::{Access, Log, Often};
 use crate::management::Health;
@@ -38,6 +39,8 @@ pub struct Service {
     /// Longest silence of a client within a request's body.
     pub body_timeout: Duration,
     pub rejected: Rejected,
+    /// What the connections share.
+    pub buffers: Buffers,
     /// Set when the server shuts down: from then on every answer ends its connection.
     pub draining: AtomicBool,
 }
@@ -48,6 +51,7 @@ pub struct Rejected {
     requests: Often,
     memory: Often,
     transfers: Often,
+    buffers: Often,
 }
 
 impl Service {
@@ -58,7 +62,9 @@ impl Service {
         mut request: Request<Incoming>,
         activity: &Arc<Activity>,
     ) -> Response<Answer> {
-        let open = activity.begin(request.version() == Version::HTTP_2);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let has_body = !request.body().is_end_stream();
+        let mut open = activity.begin(is_http2, has_body);
         let mut entry = self
             .access_log
             .then(|| Entry::new(&self.log, peer, &request));
@@ -69,7 +75,7 @@ impl Service {
         // Whoever sends such a request may see other bounds between requests than this server.
         let refused = checked.is_err();
         let response = match checked {
-            Ok(()) => self.ask(request).await,
+            Ok(()) => self.ask(request, &mut open).await,
             Err((status, reason)) => plain(status, reason),
         };
         let (mut head, body) = response.into_parts();
@@ -91,7 +97,7 @@ impl Service {
         Response::from_parts(head, body)
     }
 
-    async fn ask(&self, request: Request<Incoming>) -> Response<Content> {
+    async fn ask(&self, request: Request<Incoming>, open: &mut Open) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let sandbox = match &self.handler {
             Handler::Guests(sandbox) => sandbox,
@@ -100,7 +106,7 @@ impl Service {
                 return plain(status, line);
             }
         };
-        let failure = match self.call(sandbox, request).await {
+        let failure = match self.call(sandbox, request, open).await {
             Ok(response) => return response,
             Err(failure) => failure,
         };
@@ -110,6 +116,7 @@ impl Service {
             Failure::Busy => Some(&self.rejected.requests),
             Failure::Memory => Some(&self.rejected.memory),
             Failure::Transfers => Some(&self.rejected.transfers),
+            Failure::Buffers => Some(&self.rejected.buffers),
             _ => None,
         };
         if let Some(often) = rejected {
@@ -130,14 +137,23 @@ impl Service {
         &self,
         sandbox: &Arc<Sandbox>,
         request: Request<Incoming>,
+        open: &mut Open,
     ) -> Result<Response<Content>, Failure> {
         let is_on_demand = request.headers().contains_key(EXPECT);
-        let mut request =
-            request.map(|body| RequestBody::new(body, is_on_demand, self.body_timeout));
-        let permit = || sandbox.transfer();
-        let transfer = request.body_mut().receive(permit).await?;
-        let progress = request.body().progress();
-        sandbox.answer(request, progress, transfer).await
+        let mut request = request
+            .map(|body| RequestBody::new(body, is_on_demand, self.body_timeout, open.activity()));
+        let body = request.body_mut();
+        let transfer = body.receive(sandbox, &self.buffers).await?;
+        let progress = body.progress();
+        let response = sandbox.answer(request, progress, transfer).await?;
+        // One that is still to come has a pipe of its own.
+        if let Content::Left(body) = response.body()
+            && let Some(bytes) = body.size_hint().exact().map(|bytes| bytes as usize)
+            && bytes > FREE_BYTES
+        {
+            open.keep(sandbox.buffer(bytes).ok_or(Failure::Buffers)?);
+        }
+        Ok(response)
     }
 }
 

@@ -32,6 +32,10 @@ const HEADER_BYTES: usize = 32 << 10;
 /// HTTP/2 requests that one connection may have under way.
 const STREAMS: u32 = 100;
 
+/// Bytes of request bodies that a connection of HTTP/2, and one of its streams, may send ahead: the least that a connection
+/// can have (RFC 9113, section 6.9.2).
+const WINDOW: u32 = 65_535;
+
 /// Threads of a worker that look up names for outbound requests. Each of a name server's timeouts keeps one busy for
 /// seconds.
 const RESOLVERS: usize = 16;
@@ -150,6 +154,8 @@ impl Protocol {
             .max_buf_size(HEADER_BYTES);
         http.http2()
             .timer(TokioTimer::new())
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADER_BYTES as u32);
         Self {
@@ -169,7 +175,7 @@ impl Protocol {
         let Ok(stream) = register(stream) else {
             return; // It broke before its first byte.
         };
-        let activity = Arc::new(Activity::new(self.patience));
+        let activity = Arc::new(Activity::new(self.patience, self.service.buffers.clone()));
         let transport = Transport::new(stream, activity.clone());
         if self.converse(transport.clone(), &activity, peer).await {
             transport.close().await;
@@ -212,6 +218,9 @@ impl Protocol {
                 if http.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(true);
                 }
+            }
+            if activity.is_over() {
+                return Poll::Ready(false);
             }
             let Some(deadline) = activity.deadline() else {
                 return Poll::Pending;

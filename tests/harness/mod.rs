@@ -2,11 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
@@ -139,6 +140,16 @@ impl Server {
         Self::spawn(command, env)
     }
 
+    /// Starts the server at its default settings, but for the access log, with one core.
+    pub fn on_one_core(guest: Guest) -> Self {
+        let mut command = command("taskset");
+        command
+            .args(["--cpu-list", "0"])
+            .args(words())
+            .arg(guest.cwasm());
+        Self::spawn(command, &[QUIET])
+    }
+
     pub fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
         let mut process = command
             .args(["--listen", "127.0.0.1:0"])
@@ -190,11 +201,70 @@ impl Server {
 
     /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path).expect("the server lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)
+        resident(self.process.id())
+    }
+
+    /// The process that listens on the server's address: with a container engine in between, it is no child of this one.
+    pub fn listener(&self) -> u32 {
+        let port = format!(":{:04X}", self.address.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+        // The local address, the state (0A for LISTEN) and the inode are fields 1, 3 and 9 (proc(5)).
+        let inode = table.lines().find_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_it = fields.get(1)?.ends_with(&port) && *fields.get(3)? == "0A";
+            is_it.then(|| format!("socket:[{}]", fields[9]))
+        });
+        let inode = PathBuf::from(inode.expect("it listens"));
+        let has_it = |pid: &u32| {
+            let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+            let mut files = files.into_iter().flatten().flatten();
+            files.any(|file| std::fs::read_link(file.path()).is_ok_and(|link| link == inode))
+        };
+        let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+        let mut pids = processes.filter_map(|it| it.file_name().to_str()?.parse().ok());
+        pids.find(has_it).expect("the server lives")
+    }
+
+    /// Memory of the server's control group, in bytes, with the buffers of its sockets; outside of a container, what is
+    /// resident of its process, and these.
+    pub fn memory(&self) -> u64 {
+        let pid = self.listener();
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let groups = groups.expect("the server lives");
+        let group = |name: &str| {
+            let path = groups.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                rest.strip_prefix(name)
+            });
+            path.filter(|path| *path != "/" && path.contains("docker"))
+        };
+        let read = |path: String| std::fs::read_to_string(path).ok()?.trim().parse().ok();
+        if let Some(path) = group(":")
+            && let Some(bytes) = read(format!("/sys/fs/cgroup{path}/memory.current"))
+        {
+            return bytes;
+        }
+        // Version 1 does not count sockets.
+        let own: Option<u64> = match group("memory:") {
+            Some(path) => read(format!("/sys/fs/cgroup/memory{path}/memory.usage_in_bytes")),
+            None => Some(resident(pid)),
+        };
+        own.expect("memory") + self.socket_buffers()
+    }
+
+    /// Bytes of the buffers of the server's connections in the kernel.
+    fn socket_buffers(&self) -> u64 {
+        let filter = ["sport", "=", &format!(":{}", self.address.port())];
+        let output = Command::new("ss").arg("-tnmHO").args(filter).output();
+        let output = output.expect("`ss` of iproute2 shows sockets");
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        // skmem:(r0,rb131072,t0,tb16384,f4096,w0,…): received, to be sent and reserved.
+        let fields = output.split(['(', ',', ')']);
+        let bytes = fields.filter_map(|field| {
+            let digits = field.strip_prefix(['r', 'w', 'f'])?;
+            digits.parse::<u64>().ok()
+        });
+        bytes.sum()
     }
 
     /// Processor time used so far, in ticks of 10 ms.
@@ -215,17 +285,16 @@ impl Server {
 
     /// Lets the process have no more file descriptors than these.
     pub fn limit_files(&self, files: u64) {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        let limit = rustix::process::Rlimit {
+        let pid = Pid::from_child(&self.process);
+        let limit = Rlimit {
             current: Some(files),
             maximum: Some(files),
         };
-        rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, limit)
-            .expect("the server lives");
+        prlimit(Some(pid), Resource::Nofile, limit).expect("the server lives");
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.process);
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.process);
         rustix::process::kill_process(pid, signal).expect("the server lives");
     }
 
@@ -245,6 +314,14 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn resident(pid: u32) -> u64 {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(path).expect("the server lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)
 }
 
 /// Waits until a condition holds.
@@ -422,10 +499,84 @@ impl Connection {
         self.0.get_mut().read_exact(&mut [0])
     }
 
+    /// Takes in some bytes; returns how many.
+    pub fn read_some(&mut self, most: usize) -> io::Result<usize> {
+        self.0.read(&mut vec![0; most])
+    }
+
+    /// Sends what the server takes at once; returns how much that was.
+    pub fn send_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stream = self.0.get_mut();
+        stream.set_nonblocking(true)?;
+        let mut sent = 0;
+        let result = loop {
+            match stream.write(&bytes[sent..]) {
+                Ok(0) => break Ok(sent),
+                Ok(more) => sent += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(sent),
+                Err(error) => break Err(error),
+            }
+        };
+        stream.set_nonblocking(false)?;
+        result
+    }
+
+    /// Returns true if the server has not closed the connection. Drops what it has sent.
+    pub fn is_open(&mut self) -> bool {
+        let stream = self.0.get_mut();
+        stream.set_nonblocking(true).expect("a socket");
+        let mut buffer = [0; 4096];
+        let is_open = loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => break false,
+                Ok(_) => {}
+                Err(error) => break error.kind() == io::ErrorKind::WouldBlock,
+            }
+        };
+        stream.set_nonblocking(false).expect("a socket");
+        is_open
+    }
+
     /// What the server sends until it closes the connection.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest)?;
         Ok(rest)
     }
+}
+
+/// Held by each test: they load the machine, and some take the time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The 99th percentile of the time that a client waits for an answer.
+pub fn p99_of_a_client(address: SocketAddr) -> Duration {
+    let mut client = Connection::open(address);
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let begun = Instant::now();
+            let answer = client.request("GET", "/").expect("an answer");
+            assert_eq!(answer.body, b"fine");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[197]
+}
+
+/// Lets this process have so many connections.
+pub fn allow_files(connections: u64) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, raised).expect("a higher limit");
+    let needed = connections + 200;
+    assert!(
+        maximum.is_none_or(|maximum| maximum >= needed),
+        "this test needs {needed} file descriptors, but `ulimit -Hn` is {maximum:?}"
+    );
 }

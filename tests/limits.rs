@@ -1,0 +1,259 @@
+//! What the limits hold at their defaults, on one core and in 512 MB: with guests that take all that they get, and with as
+//! many clients as may come. In a container with the limits of `compose.yaml`, `SERVER` says so.
+
+mod harness;
+
+use harness::{Connection, RAW, Server, WASI, allow_files, alone, await_that, p99_of_a_client};
+use rustix::process::Signal;
+use std::io;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What is left of the 512 MB of compose.yaml is for the rest of the container.
+const MAX_MEMORY: u64 = 400 << 20;
+
+/// A healthy client waits no longer for a response (p99).
+const MAX_P99: Duration = Duration::from_millis(50);
+
+/// Checks that a client on a new connection is served in time, and never rejected. Other work on the machine can make a
+/// round slow.
+#[track_caller]
+fn assert_served(address: SocketAddr) {
+    let p99 = (0..3).map(|_| p99_of_a_client(address)).min();
+    println!("p99 of a healthy client: {p99:?}");
+    assert!(p99 < Some(MAX_P99), "{p99:?}");
+}
+
+#[test]
+fn computing_guest_leaves_others_their_turn_and_ends_in_time() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    let mut looping = Connection::open(server.address);
+    let begun = Instant::now();
+    looping.send_request("GET", "/loop").expect("sent");
+    // Two seconds of a computing guest or so.
+    let mut rounds = 0;
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_served(server.address);
+        rounds += 1;
+    }
+    assert!(rounds > 0);
+    let response = looping.answer("GET").expect("a response");
+    assert_eq!(response.status, 504);
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_secs(5)..Duration::from_secs(7)).contains(&took),
+        "{took:?}"
+    );
+}
+
+/// Sends a request over as many connections at once; returns the responses' bodies, or their status if it is not 200.
+fn at_once(address: SocketAddr, path: &str, clients: usize) -> Vec<String> {
+    let mut connections: Vec<_> = (0..clients).map(|_| Connection::open(address)).collect();
+    for connection in &mut connections {
+        connection.send_request("GET", path).expect("sent");
+    }
+    let response = |mut connection: Connection| {
+        let response = connection.answer("GET").expect("a response");
+        if response.status == 503 {
+            assert_eq!(response.header("retry-after"), ["1"]);
+        }
+        match response.status {
+            200 => String::from_utf8(response.body).expect("ASCII"),
+            status => status.to_string(),
+        }
+    };
+    connections.into_iter().map(response).collect()
+}
+
+#[test]
+fn guests_share_their_memory() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    for _ in 0..2 {
+        let (responses, most) = thread::scope(|scope| {
+            let responses = scope.spawn(|| at_once(server.address, "/take-30-mib", 40));
+            let mut most = 0;
+            while !responses.is_finished() {
+                most = most.max(server.memory());
+                thread::sleep(Duration::from_millis(50));
+            }
+            (responses.join().expect("responses"), most)
+        });
+        let count = |of: &str| responses.iter().filter(|it| *it == of).count();
+        // 8 × 30 MiB and what all start with are less than 256 MiB, 9 are more.
+        let (taken, none, rejected) = (count("taken"), count("none left"), count("503"));
+        println!(
+            "{taken} took 30 MiB, {none} found none, {rejected} did not start; {} MiB",
+            most >> 20
+        );
+        assert!((6..=8).contains(&taken), "{responses:?}");
+        assert_eq!(taken + none + rejected, 40, "{responses:?}");
+        assert!(most < MAX_MEMORY, "{most}");
+    }
+    // All of it is given back.
+    assert_served(server.address);
+}
+
+#[test]
+fn what_the_host_holds_for_guests_is_bounded() {
+    let _alone = alone();
+    for path in ["/take-fields", "/take-handles"] {
+        let server = Server::on_one_core(RAW);
+        let (responses, most) = thread::scope(|scope| {
+            let responses = scope.spawn(|| at_once(server.address, path, 60));
+            let mut most = 0;
+            while !responses.is_finished() {
+                most = most.max(server.memory());
+                thread::sleep(Duration::from_millis(20));
+            }
+            (responses.join().expect("responses"), most)
+        });
+        println!("{path}: {responses:?}; {} MiB", most >> 20);
+        assert!(most < MAX_MEMORY, "{path}: {most}");
+        assert_served(server.address);
+    }
+}
+
+#[test]
+fn lawful_request_ends_in_a_drain() {
+    let _alone = alone();
+    let mut server = Server::on_one_core(RAW);
+    let mut connection = Connection::open(server.address);
+    connection.send_request("GET", "/4s").expect("sent");
+    // It is under way when another is.
+    Connection::open(server.address)
+        .request("GET", "/")
+        .expect("a response");
+    server.signal(Signal::TERM);
+    let response = connection.answer("GET").expect("a response");
+    assert_eq!(response.body, b"fine");
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn event_stream_that_says_something_in_time_has_no_end() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    let mut connection = Connection::open(server.address);
+    let begun = Instant::now();
+    let response = connection.request("GET", "/every-2s").expect("a response");
+    assert_eq!(
+        response.body.len(),
+        4 * "1\r\nx\r\n".len() + "0\r\n\r\n".len()
+    );
+    assert!(begun.elapsed() > Duration::from_secs(6));
+}
+
+/// A client that sends or takes at least 1 KiB in each timeout, for longer than a guest may take.
+#[test]
+fn steady_client_may_take_longer_than_a_guest() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    const PIECES: usize = 30;
+    let piece = vec![b'x'; 8 << 10];
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut connection = Connection::open(server.address);
+            let length = PIECES * piece.len();
+            let head =
+                format!("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+            connection.send(head).expect("sent");
+            for _ in 0..PIECES {
+                thread::sleep(Duration::from_millis(250));
+                connection.send(&piece).expect("sent");
+            }
+            let response = connection.answer("POST").expect("a response");
+            assert_eq!(response.body, length.to_string().as_bytes());
+        });
+        scope.spawn(|| {
+            let mut connection = Connection::open(server.address);
+            connection.send_request("GET", "/large").expect("sent");
+            let mut left = 1 << 20;
+            for _ in 0..PIECES {
+                thread::sleep(Duration::from_millis(250));
+                left -= connection.read_some(8 << 10).expect("a piece");
+            }
+            let rest = connection.read_until(b"0\r\n\r\n").expect("the rest");
+            // Heads of response and chunks come on top of the body.
+            assert!(rest.len() >= left, "{} of {left}", rest.len());
+        });
+    });
+}
+
+/// A client that sends or takes less than 1 KiB in each timeout, though never nothing.
+#[test]
+fn dripping_client_is_cut() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    let head =
+        |length| format!("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    // Before and after its guest has started.
+    for begin in [head(1000), head(100_000) + &"x".repeat(70_000)] {
+        let mut connection = Connection::open(server.address);
+        connection.send(&begin).expect("sent");
+        let begun = Instant::now();
+        // Until the server closes the connection.
+        while connection.send("x").is_ok() && connection.is_open() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it stays");
+            thread::sleep(Duration::from_millis(200));
+        }
+        assert!(
+            begun.elapsed() > Duration::from_secs(9),
+            "{:?}",
+            begun.elapsed()
+        );
+    }
+}
+
+/// Clients of one kind: what they send, and whether their bodies are large.
+const SLOW: [&str; 6] = [
+    "",
+    "GET / HTTP/1.1\r\nHost: te",
+    "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+    "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf",
+    "large upload",
+    "GET /huge HTTP/1.1\r\nHost: test\r\n\r\n",
+];
+
+/// Opens a connection of each kind; what the server does not take at once is not sent.
+fn open_slow(address: SocketAddr, kind: usize) -> Connection {
+    let mut connection = Connection::open(address);
+    let bytes = match SLOW[kind] {
+        "large upload" => {
+            let head = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n";
+            head.to_owned() + &"x".repeat(100 << 10)
+        }
+        bytes => bytes.to_owned(),
+    };
+    let _ = connection.send_some(bytes.as_bytes());
+    connection
+}
+
+#[test]
+fn slow_clients_hold_no_sandbox_that_others_need() {
+    let _alone = alone();
+    const EACH: usize = 1500;
+    allow_files((SLOW.len() * EACH) as u64);
+    let server = Server::on_one_core(RAW);
+    let address = server.address;
+    let _slow: Vec<_> = (0..SLOW.len() * EACH)
+        .map(|n| open_slow(address, n % SLOW.len()))
+        .collect();
+    await_that("the server has dealt with them", || {
+        let mut client = Connection::open(address);
+        let begun = Instant::now();
+        client.request("GET", "/").expect("a response");
+        begun.elapsed() < MAX_P99
+    });
+    assert_served(address);
+    println!("{} MiB", server.memory() >> 20);
+}
+
+#[test]
+fn healthy_client_is_served_beside_the_worst_that_may_be_open() {
+    let _alone = alone();
+    let server = Server::on_one_core(WASI);
+    let _ = (server.memory(), io::ErrorKind::NotFound);
+}

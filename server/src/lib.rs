@@ -26,6 +26,7 @@ mod engine;
 mod failure;
 mod guest_log;
 mod host;
+mod http2;
 mod imports;
 pub mod listener;
 pub mod log;

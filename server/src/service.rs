@@ -14,6 +14,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 /// What an access line shows when the client went before the answer was there: nginx's number for
 /// it, as HTTP has none.
 const CLIENT_GONE: u16 = 499;
+
+/// Bytes of a response that HTTP/2 may hold for each stream.
+const HTTP2_PIECE_BYTES: usize = 4 << 10;
 
 /// What responds to requests.
 pub enum Handler {
@@ -90,6 +94,8 @@ impl Service {
         open.wait_for_client(0);
         let body = Answer {
             body,
+            piece: is_http2.then_some(HTTP2_PIECE_BYTES),
+            rest: Bytes::new(),
             entry,
             open,
             ends_with_connection,
@@ -174,6 +180,10 @@ fn plain(status: StatusCode, line: &'static str) -> Response<Content> {
 /// request's line is logged.
 pub struct Answer {
     body: Content,
+    /// Bytes that go to HTTP/2 at a time: it takes them as soon as the client has room for one. `None` for HTTP/1.
+    piece: Option<usize>,
+    /// What is left of what the body has given.
+    rest: Bytes,
     entry: Option<Entry>,
     open: Open,
     /// Set when the client may take the end of the connection for the end of the body.
@@ -188,7 +198,17 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let polled = match self.rest.is_empty() {
+            true => Pin::new(&mut self.body).poll_frame(cx),
+            false => Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.rest))))),
+        };
+        let polled = polled.map_ok(|frame| match self.piece {
+            Some(piece) => frame.map_data(|mut data| {
+                self.rest = data.split_off(piece.min(data.len()));
+                data
+            }),
+            None => frame,
+        });
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
@@ -205,9 +225,10 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
+    /// Asked for before the first frame.
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }

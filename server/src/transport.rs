@@ -2,6 +2,7 @@
 
 use crate::buffers::{Buffers, FREE_BYTES, Part};
 use crate::config::Config;
+use crate::http2::Streams;
 use crate::pace::STEADY_BYTES;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -43,8 +44,8 @@ impl Patience {
 const HEAD_BYTES: usize = 32 << 10;
 const HTTP2_HEAD_BYTES: usize = 96 << 10;
 
-/// Bytes of a stream of HTTP/2 with a short request and response: measured, 6 KiB.
-const STREAM_BYTES: usize = 8 << 10;
+/// Bytes of a stream of HTTP/2 with a short request, and what it may hold of a response: measured, 6 KiB without that.
+const STREAM_BYTES: usize = 10 << 10;
 
 /// Bytes that are read at a time. hyper's buffer has [`FREE_BYTES`], and doubles when a read fills it.
 const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
@@ -75,6 +76,9 @@ struct State {
     ended: bool,
     /// Set when a response's body has failed and the client could take it for whole.
     failed: bool,
+    streams: Streams,
+    /// Taken for streams of HTTP/2, all but the first of which is part of what a connection takes at any rate.
+    stream_parts: Vec<Part>,
     /// Bytes received since something has come of them: a request, or a part of its body.
     unused: usize,
     /// Set while what comes is the body of a request.
@@ -128,6 +132,8 @@ impl Activity {
                 multiplexed: false,
                 ended: false,
                 failed: false,
+                streams: Streams::default(),
+                stream_parts: Vec::new(),
                 unused: 0,
                 has_body: false,
                 head_part: None,
@@ -163,15 +169,10 @@ impl Activity {
         state.multiplexed = multiplexed;
         state.unused = 0;
         state.has_body = has_body;
-        // The first is part of what a connection takes at any rate.
-        let stream = match state.open {
-            0..=1 => None,
-            _ => self.take(&mut state, STREAM_BYTES),
-        };
         Open {
             activity: self.clone(),
             number: state.next,
-            parts: stream.into_iter().collect(),
+            parts: Vec::new(),
         }
     }
 
@@ -192,28 +193,55 @@ impl Activity {
         Receiving(self.clone())
     }
 
-    fn received(&self, bytes: usize) {
+    /// Takes note of bytes that have come; returns false if there is no memory for what comes of them.
+    fn received(&self, bytes: &[u8]) -> bool {
         let mut state = self.state();
+        state.streams.receive(bytes);
+        self.take_for_streams(&mut state);
         if !state.has_body || state.multiplexed {
-            state.unused += bytes;
+            state.unused += bytes.len();
         }
         if state.unused > FREE_BYTES && state.head_part.is_none() && !state.is_over {
-            let bytes = match state.multiplexed {
+            let bytes = match state.streams.is_http2() {
                 true => HTTP2_HEAD_BYTES,
                 false => HEAD_BYTES,
             };
             state.head_part = self.take(&mut state, bytes);
         }
-        if bytes == 0 {
+        if bytes.is_empty() {
             state.ended = true;
         } else if state.open == 0 && state.head.is_none() && !state.multiplexed {
             state.head = Some(Instant::now());
         }
+        !state.is_over
+    }
+
+    /// Takes or gives back what the open streams need.
+    fn take_for_streams(&self, state: &mut State) {
+        let needed = state.streams.open().saturating_sub(1);
+        state.stream_parts.truncate(needed);
+        while state.stream_parts.len() < needed {
+            match self.take(state, STREAM_BYTES) {
+                Some(part) => state.stream_parts.push(part),
+                None => return,
+            }
+        }
     }
 
     /// Takes note of a write, and of how much the client has taken by it.
-    fn sent(&self, sent: &Poll<io::Result<usize>>) {
+    fn sent(&self, sent: &Poll<io::Result<usize>>, pieces: &[IoSlice]) {
         let mut state = self.state();
+        if state.streams.is_http2()
+            && let Poll::Ready(Ok(bytes)) = sent
+        {
+            let mut left = *bytes;
+            for piece in pieces {
+                let (passed, _) = piece.split_at(left.min(piece.len()));
+                state.streams.send(passed);
+                left -= passed.len();
+            }
+            self.take_for_streams(&mut state);
+        }
         match (sent, &mut state.blocked) {
             (Poll::Ready(Ok(bytes)), Some(blocked)) => blocked.pass(*bytes),
             (Poll::Pending, blocked @ None) => *blocked = Some(Blocked::new()),
@@ -364,15 +392,18 @@ impl AsyncRead for Transport {
         stream.set_limit(READ_BYTES);
         ready!(Pin::new(&mut *stream).poll_read(cx, buffer))?;
         drop(stream);
-        self.activity.received(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        let received = buffer.filled().get(before..).unwrap_or_default();
+        match self.activity.received(received) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Ready(Err(io::Error::other("no buffers are left"))),
+        }
     }
 }
 
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let sent = Pin::new(self.stream().get_mut()).poll_write(cx, bytes);
-        self.activity.sent(&sent);
+        self.activity.sent(&sent, &[IoSlice::new(bytes)]);
         sent
     }
 
@@ -382,7 +413,7 @@ impl AsyncWrite for Transport {
         pieces: &[IoSlice],
     ) -> Poll<io::Result<usize>> {
         let sent = Pin::new(self.stream().get_mut()).poll_write_vectored(cx, pieces);
-        self.activity.sent(&sent);
+        self.activity.sent(&sent, pieces);
         sent
     }
 

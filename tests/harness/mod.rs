@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -324,6 +325,19 @@ fn resident(pid: u32) -> u64 {
     1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)
 }
 
+/// The ports of clients of this address whose connections neither side has closed.
+pub fn established(server: SocketAddr) -> HashSet<u16> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let client = |line: &str| {
+        // The local address, the remote one and the state (01 for ESTABLISHED) are fields 1 to 3 (proc(5)).
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, remote) = (port(fields.next()?)?, port(fields.next()?)?);
+        (remote == server.port() && fields.next()? == "01").then_some(local)
+    };
+    table.lines().filter_map(client).collect()
+}
+
 /// Waits until a condition holds.
 #[track_caller]
 pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
@@ -399,6 +413,14 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Opens a connection whose client has little room for what the server sends.
+    pub fn open_narrow(address: SocketAddr) -> Self {
+        let connection = Self::open(address);
+        let socket = connection.0.get_ref();
+        rustix::net::sockopt::set_socket_recv_buffer_size(socket, 4096).expect("a socket");
+        connection
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
@@ -535,6 +557,11 @@ impl Connection {
         };
         stream.set_nonblocking(false).expect("a socket");
         is_open
+    }
+
+    /// The client's port.
+    pub fn port(&self) -> u16 {
+        self.0.get_ref().local_addr().expect("a socket").port()
     }
 
     /// What the server sends until it closes the connection.

@@ -116,6 +116,8 @@ COPY --from=component-compile /component.cwasm /
 
 USER 65532:65532
 EXPOSE 5000
+# What the health check asks.
+ENV MANAGEMENT_LISTEN=127.0.0.1:5001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["wasi-essentials", "healthcheck"]
 ENTRYPOINT ["wasi-essentials"]
 
@@ -132,6 +134,8 @@ LABEL org.opencontainers.image.title="wasi-essentials-runtime" \
 COPY --from=runtime-build /usr/local/bin/wasi-essentials /wasi-essentials
 USER 65532:65532
 EXPOSE 5000
+# What the health check asks.
+ENV MANAGEMENT_LISTEN=127.0.0.1:5001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["/wasi-essentials", "healthcheck"]
 ENTRYPOINT ["/wasi-essentials"]
 

@@ -300,6 +300,22 @@ fn a_client_that_goes_ends_its_guest() {
 }
 
 #[test]
+fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
+    let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
+    let server = Server::start(RAW, &env);
+    let mut connection = Connection::open(server.address);
+    connection
+        .send_request("GET", "/half-then-wait")
+        .expect("sent");
+    connection.read_until(b"half\r\n").expect("half a response");
+    drop(connection);
+    harness::await_that("the guest is gone", || {
+        let next = Connection::open(server.address).request("GET", "/");
+        next.expect("a response").status == 200
+    });
+}
+
+#[test]
 fn what_it_prints_is_logged_line_by_line() {
     let mut server = Server::start(RAW, &[QUIET]);
     let answer = Connection::open(server.address).request("GET", "/log");

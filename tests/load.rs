@@ -376,6 +376,7 @@ fn slow_clients_neither_stop_others_nor_stay() {
             ("WRITE_TIMEOUT", short),
             ("GUEST_TIMEOUT", "1h"),
             ("MAX_REQUESTS", "1024"),
+            ("GUEST_MEMORY_TOTAL", "4GiB"),
         ],
     );
     allow_files(1500);

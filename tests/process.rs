@@ -3,19 +3,16 @@
 mod harness;
 
 use harness::{
-    Answer, CHUNKED_POST, Connection, PROGRAM, Server, WASI, assert_error, command, words,
+    Answer, CHUNKED_POST, Connection, PROGRAM, Server, WASI, assert_error, await_that, command,
+    run, words,
 };
 use rustix::process::Signal;
+use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
-
-fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = command(PROGRAM);
-    command.args(arguments).envs(env.iter().copied());
-    command.output().expect("the server runs")
-}
 
 #[test]
 fn help_names_every_command_and_setting() {
@@ -121,6 +118,50 @@ fn it_ends_at_once_when_idle() {
         );
         assert_eq!(server.end().code(), Some(0));
     }
+}
+
+/// As process 1 of a container, the server would not get a signal that it has no handler for.
+#[test]
+fn signal_before_it_serves_ends_it() {
+    let pipe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pipe.cwasm");
+    let _ = fs::remove_file(&pipe);
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    // It waits for the component's first byte.
+    let mut process = command(PROGRAM);
+    process.arg(&pipe).stdout(Stdio::piped());
+    let process = process.spawn().expect("the server starts");
+    let pid = rustix::process::Pid::from_child(&process);
+    await_that("it handles SIGTERM", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id()));
+        let status = status.expect("the server lives");
+        // A mask of the signals that are handled, in hexadecimal (proc(5)); SIGTERM is 15.
+        let mask = status.lines().find_map(|it| it.strip_prefix("SigCgt:"));
+        let mask = mask.and_then(|it| u64::from_str_radix(it.trim(), 16).ok());
+        mask.expect("a mask") & 1 << 14 != 0
+    });
+    rustix::process::kill_process(pid, Signal::TERM).expect("the server lives");
+    let output = process.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0));
+    let log = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        log.ends_with(" SIGTERM: ended before it has served\n"),
+        "{log}"
+    );
+}
+
+/// A burst of clients waits rather than being refused, as many as may be open. The system's own limit counts.
+#[test]
+fn backlog_fits_max_connections() {
+    let server = Server::start(WASI, &[("MAX_CONNECTIONS", "1000")]);
+    let port = format!(":{}", server.address.port());
+    let output = Command::new("ss")
+        .args(["-tlnH", "sport", "=", &port])
+        .output();
+    let output = output.expect("`ss` shows sockets");
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Of a socket that listens, the third field is the backlog.
+    assert_eq!(line.split_whitespace().nth(2), Some("1000"), "{line}");
 }
 
 /// Settings under which nothing but the end of the server ends a client.

@@ -56,6 +56,11 @@ impl Budget {
         }
     }
 
+    /// All of it, in bytes.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
     /// Takes bytes; returns false if there are not as many left.
     pub fn take(&self, bytes: u64) -> bool {
         let fits = |taken: u64| {

@@ -120,6 +120,14 @@ impl Description {
         Ok(trailer)
     }
 
+    /// Returns the most bytes that the memories and tables of an instance start with.
+    pub fn total_initial_memory(&self) -> u64 {
+        let elements = u64::from(self.tables).saturating_mul(self.table_elements);
+        let tables = elements.saturating_mul(TABLE_ELEMENT_BYTES as u64);
+        let memories = self.initial_memory.saturating_mul(self.memories.into());
+        memories.saturating_add(tables)
+    }
+
     /// Reads the trailer; returns `None` if the file has none.
     fn read(file: &mut File) -> io::Result<Option<Self>> {
         let mut end = [0; 4 + MAGIC.len()];
@@ -300,15 +308,7 @@ impl Component {
     /// # Errors
     /// One line that names the setting.
     pub fn check_total(&self, total: MemorySize) -> Result<(), String> {
-        let Description {
-            initial_memory,
-            memories,
-            tables,
-            table_elements,
-            ..
-        } = self.description;
-        let tables = u64::from(tables) * table_elements * TABLE_ELEMENT_BYTES as u64;
-        let needed = initial_memory.saturating_mul(memories.into()) + tables;
+        let needed = self.description.total_initial_memory();
         if needed > total.0 {
             let path = self.path.display();
             let needed = MemorySize(needed);

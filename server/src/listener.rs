@@ -156,11 +156,13 @@ impl Server {
             .map_err(error)?;
         let health = workers.iter().map(|it| it.handle().clone()).collect();
         let health = Arc::new(Health::new(health));
+        // Management connections stay open until the process ends.
+        let stays_open = watch::Sender::new(false);
         if let Some(listener) = self.management {
             let handler = Handler::Management(health.clone());
             let buffers = Buffers::new(management::MAX_CONNECTIONS as u32);
             let service = Arc::new(service(handler, buffers, false, &self.config, &self.log));
-            let (_, open) = watch::channel(false);
+            let open = stays_open.subscribe();
             let worker = Worker::start("management", service, &self.config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
         }

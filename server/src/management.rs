@@ -110,3 +110,33 @@ async fn accept_one(
     let (stream, peer) = listener.accept().await?;
     Ok((stream.into_std()?, peer))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+    use tokio::runtime::Builder;
+
+    #[test]
+    fn worker_without_progress_is_not_alive() {
+        let runtime = || Builder::new_current_thread().enable_all().build();
+        let (sender, worker) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            let runtime = runtime().expect("a runtime");
+            sender
+                .send(runtime.handle().clone())
+                .expect("the test waits");
+            // Blocks the runtime, as a guest that is never interrupted would.
+            runtime.block_on(async { ended.recv() })
+        });
+        let health = Health::new(vec![worker.recv().expect("a worker")]);
+        let request = Request::get("/livez").body(()).expect("a request");
+        let asked = runtime().expect("a runtime");
+        let (status, _) = asked.block_on(health.respond(&request));
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        drop(end);
+        let _ = thread.join();
+    }
+}

@@ -26,7 +26,7 @@ use wasmtime_wasi_http::Error;
 /// Bytes of a body that are received before the guest starts.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// Bytes by which the buffer grows.
+/// Most bytes by which the buffer grows.
 const STEP_BYTES: usize = 16 << 10;
 
 /// Silence of a client within a body after which the guest may start with a part of it.
@@ -137,7 +137,9 @@ impl RequestBody {
                                 } else {
                                     // Copied, as a small piece may keep a large buffer of hyper's.
                                     if buffer.capacity() - buffer.len() < data.len() {
-                                        buffer.reserve(data.len().max(STEP_BYTES));
+                                        // Not twice as much, as a vector would: it is charged.
+                                        let step = buffer.len().clamp(1 << 10, STEP_BYTES);
+                                        buffer.reserve(data.len().max(step));
                                     }
                                     buffer.extend_from_slice(&data);
                                 }

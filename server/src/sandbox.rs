@@ -4,7 +4,7 @@
 //! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
 //! makes room for other requests every [`TICK`](crate::clock::TICK).
 
-use crate::budget::OverBudget;
+use crate::budget::{Budget, OverBudget};
 use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::component::{Component, Wasi};
@@ -135,8 +135,17 @@ impl Sandbox {
         let engine = pool::engine(&component.description, limits)?;
         let loaded = component.load(&engine)?;
         let wasi = component.description.wasi;
-        Self::link(engine, &loaded, wasi, limits, shared, buffers)
-            .map_err(|error| format!("{}: {error:#}", component.path.display()))
+        let initial_memory = component.description.total_initial_memory();
+        Self::link(
+            engine,
+            &loaded,
+            wasi,
+            limits,
+            shared,
+            buffers,
+            initial_memory,
+        )
+        .map_err(|error| format!("{}: {error:#}", component.path.display()))
     }
 
     fn link(
@@ -146,6 +155,7 @@ impl Sandbox {
         limits: Limits,
         shared: Shared,
         buffers: Buffers,
+        initial_memory: u64,
     ) -> wasmtime::Result<Self> {
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
@@ -156,8 +166,11 @@ impl Sandbox {
         };
         Ok(Self {
             clock: Clock::start(engine.clone())?,
-            // One alone can wait for its client, or nothing large is ever served.
-            transfers: Arc::new(Semaphore::new((limits.calls as usize / 2).max(1))),
+            transfers: Arc::new(Semaphore::new(transfers(
+                limits,
+                &shared.memory,
+                initial_memory,
+            ))),
             buffers,
             engine,
             ready,
@@ -354,6 +367,14 @@ impl Sandbox {
             served: 0,
         })
     }
+}
+
+/// Returns how many guests may wait for their clients: half of those that may run, and not more than start with half of the
+/// memory. One alone may, or nothing large is ever served.
+fn transfers(limits: Limits, memory: &Budget, initial_memory: u64) -> usize {
+    let fit = memory.total() / 2 / initial_memory.max(1);
+    let half = u64::from(limits.calls / 2);
+    half.min(fit).max(1) as usize
 }
 
 impl Drop for Sandbox {

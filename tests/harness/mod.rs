@@ -280,7 +280,7 @@ impl Server {
 
     /// Open file descriptors.
     pub fn files(&self) -> usize {
-        let path = format!("/proc/{}/fd", self.process.id());
+        let path = format!("/proc/{}/fd", self.listener());
         std::fs::read_dir(path).expect("the server lives").count()
     }
 
@@ -370,6 +370,13 @@ pub fn command(executable: &str) -> Command {
     let mut command = Command::new(executable);
     command.env_clear().stdin(Stdio::null());
     command
+}
+
+/// Runs the program to its end.
+pub fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = command(PROGRAM);
+    command.args(arguments).envs(env.iter().copied());
+    command.output().expect("the server runs")
 }
 
 /// Checks that the program has ended with this status, and has written this one line alone.

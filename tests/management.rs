@@ -1,0 +1,155 @@
+//! What the management listener says, and the health check by it.
+
+mod harness;
+
+use harness::{
+    Connection, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that, command, run,
+};
+use rustix::process::Signal;
+use std::net::{SocketAddr, TcpListener};
+
+const MANAGEMENT: (&str, &str) = ("MANAGEMENT_LISTEN", "127.0.0.1:0");
+
+/// The address of the server's management listener.
+fn management(server: &Server) -> SocketAddr {
+    let line = &server.start_up_line;
+    let (_, rest) = line.split_once("management on ").expect(line);
+    let address = rest.split_once(',').and_then(|(it, _)| it.parse().ok());
+    address.expect(line)
+}
+
+/// Status and body of a response.
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let response = Connection::open(address).request("GET", path);
+    let response = response.expect("a response");
+    let body = String::from_utf8(response.body).expect("UTF-8");
+    (response.status, body)
+}
+
+/// Runs the health check as the image does, which has the server's settings and no arguments.
+fn healthcheck(management: SocketAddr) -> bool {
+    let env = [("MANAGEMENT_LISTEN", management.to_string())];
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    run(&["healthcheck"], &env).status.success()
+}
+
+#[test]
+fn listener_has_livez_and_readyz_and_nothing_else() {
+    let mut server = Server::start(WASI, &[MANAGEMENT]);
+    let address = management(&server);
+    for (path, status, body) in [
+        ("/livez", 200, "OK"),
+        ("/readyz", 200, "OK"),
+        ("/livez?verbose", 200, "OK"),
+        ("/", 404, "Not Found"),
+        ("/health", 404, "Not Found"),
+    ] {
+        assert_eq!(get(address, path), (status, body.to_owned()), "{path}");
+    }
+    let response = Connection::open(address).request("POST", "/livez");
+    assert_eq!(response.expect("a response").status, 405);
+    // The traffic has neither, and the access log has only the traffic.
+    assert_eq!(get(server.address, "/livez").0, 404);
+    assert!(server.line().contains(" GET /livez 404 "));
+}
+
+#[test]
+fn off_is_the_default() {
+    let server = Server::start(WASI, &[QUIET]);
+    assert!(!server.start_up_line.contains("management"));
+}
+
+#[test]
+fn address_in_use_ends_the_server_with_the_setting() {
+    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = other.local_addr().expect("an address").to_string();
+    let mut command = command(PROGRAM);
+    command.arg(WASI.cwasm()).args(["--listen", "127.0.0.1:0"]);
+    let output = command.env("MANAGEMENT_LISTEN", &address).output();
+    let line = format!(
+        "cannot listen on {address}: the address is in use; choose another with MANAGEMENT_LISTEN"
+    );
+    assert_error(&output.expect("it runs"), 1, &line);
+}
+
+#[test]
+fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
+    let env = [QUIET, MANAGEMENT, ("DRAIN_DELAY", "1h")];
+    let mut server = Server::start(WASI, &env);
+    let address = management(&server);
+    server.signal(Signal::TERM);
+    server.lines_until("SIGTERM: not ready, and serving for another 3600s");
+    await_that("it is not ready", || {
+        get(address, "/readyz") == (503, "shutting down".into())
+    });
+    assert_eq!(get(address, "/livez").0, 200);
+    // On a new connection, which may stay.
+    let mut connection = Connection::open(server.address);
+    let response = connection.request("GET", "/").expect("a response");
+    assert_eq!(response.body, b"Hello from Docker!");
+    assert!(response.header("connection").is_empty());
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn drain_follows_the_delay() {
+    let env = [QUIET, ("DRAIN_DELAY", "50ms")];
+    let mut server = Server::start(WASI, &env);
+    server.signal(Signal::TERM);
+    server.lines_until("SIGTERM: not ready, and serving for another 50ms");
+    server.lines_until("SIGTERM: shutting down, 0 connections open");
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn readiness_ends_with_the_drain_and_liveness_does_not() {
+    let mut server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let address = management(&server);
+    let mut connection = Connection::open(server.address);
+    connection.send_request("GET", "/slow").expect("sent");
+    connection.first_byte().expect("the response has begun");
+    server.signal(Signal::TERM);
+    server.lines_until("shutting down");
+    assert_eq!(get(address, "/readyz").0, 503);
+    assert_eq!(get(address, "/livez").0, 200);
+}
+
+#[test]
+fn no_load_makes_the_server_unhealthy() {
+    let _alone = alone();
+    // All connections that may be open, and more.
+    let server = Server::start(RAW, &[QUIET, MANAGEMENT, ("MAX_CONNECTIONS", "100")]);
+    let _open: Vec<_> = (0..120).map(|_| Connection::open(server.address)).collect();
+    assert_eq!(get(server.address, "/").0, 503);
+    assert!(healthcheck(management(&server)));
+
+    // All sandboxes, at the defaults, by guests that compute and guests that wait.
+    for path in ["/loop", "/wait"] {
+        let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+        let _busy: Vec<_> = (0..64)
+            .map(|_| {
+                let mut connection = Connection::open(server.address);
+                connection.send_request("GET", path).expect("sent");
+                connection
+            })
+            .collect();
+        await_that("no sandbox is left", || get(server.address, "/").0 == 503);
+        assert!(healthcheck(management(&server)), "{path}");
+        assert_eq!(get(management(&server), "/livez").0, 200, "{path}");
+    }
+}
+
+#[test]
+fn healthcheck_asks_the_management_listener_or_an_address_that_is_given() {
+    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let address = management(&server);
+    assert!(healthcheck(address));
+    let listen = server.address.to_string();
+    let given = run(&["healthcheck", "--listen", &listen], &[MANAGEMENT]);
+    assert!(given.status.success());
+    drop(server);
+    let env = [("MANAGEMENT_LISTEN", &*address.to_string())];
+    let line = format!("{address} is not healthy: Connection refused (os error 111)");
+    assert_error(&run(&["healthcheck"], &env), 1, &line);
+}

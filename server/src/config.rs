@@ -31,7 +31,7 @@ Settings, from the environment:
   GUEST_TIMEOUT                for the component to go on with its work  5s
   DRAIN_DELAY                  not ready, but serving, after a signal    0s
   DRAIN_TIMEOUT                for a shutdown to let work finish         8s
-In a container with less than 512 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.
+In a container with less than 577 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.
 
 What the component may use, which is nothing by default:
   GUEST_ENV                    names of variables that it sees, such as GREETING,UPSTREAM
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(
             config.warning().as_deref(),
             Some(
-                "warning: MAX_CONNECTIONS=20000, GUEST_MEMORY_TOTAL=1GiB may take 1501 MiB, and this container has 512 MiB"
+                "warning: MAX_CONNECTIONS=20000, GUEST_MEMORY_TOTAL=1GiB may take 1657 MiB, and this container has 512 MiB"
             )
         );
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 /// Bytes of the program itself: 7 MB with a small component.
 const OWN_BYTES: u64 = 8 << 20;
 
-/// Bytes of a connection with its share of all buffers, in the server and in the kernel: see docs/architecture.md.
-const CONNECTION_BYTES: u64 = 24 << 10;
+/// Bytes of a connection of the worst kind, in the server and in the kernel: see docs/architecture.md.
+const CONNECTION_BYTES: u64 = 32 << 10;
 
 /// The defaults where memory is not limited.
 const CONNECTIONS: u64 = 10_000;
@@ -127,13 +127,14 @@ mod tests {
         for (limit, connections, guests, expected) in [
             (None, None, None, (10_000, 256)),
             (Some(8 << 30), None, None, (10_000, 256)),
-            (MB_512, None, None, (10_000, 256)),
-            (Some(256 << 20), None, None, (5120, 128)),
-            (Some(32 << 20), None, None, (341, 16)),
+            (MB_512, None, None, (7936, 256)),
+            (Some(256 << 20), None, None, (3840, 128)),
+            (Some(32 << 20), None, None, (256, 16)),
             (Some(4 << 20), None, None, (16, 2)),
-            (MB_512, Some(1000), None, (10_000, 256)),
-            (MB_512, Some(20_000), None, (10_000, 35)),
-            (MB_512, None, Some(400 << 20), (4437, 256)),
+            (MB_512, Some(1000), None, (7936, 256)),
+            (MB_512, Some(12_000), None, (10_000, 129)),
+            (MB_512, Some(20_000), None, (10_000, 1)),
+            (MB_512, None, Some(400 << 20), (3328, 256)),
             (MB_512, None, Some(1 << 30), (16, 256)),
         ] {
             let (for_connections, for_guests) = defaults(limit, connections, guests);

@@ -206,6 +206,54 @@ fn dripping_client_is_cut() {
     }
 }
 
+/// Clients that take less than 1 KiB in each `WRITE_TIMEOUT`, or nothing of one of several responses.
+#[test]
+fn client_that_does_not_take_its_response_is_cut() {
+    let _alone = alone();
+    let server = Server::on_one_core(RAW);
+    let address = server.address;
+    let begun = Instant::now();
+    let is_cut = || {
+        let took = begun.elapsed();
+        assert!(
+            (Duration::from_secs(29)..Duration::from_secs(45)).contains(&took),
+            "{took:?}"
+        );
+    };
+    thread::scope(|scope| {
+        for bytes in [0, 1] {
+            scope.spawn(move || {
+                let mut connection = Connection::open_narrow(address);
+                connection.send_request("GET", "/large").expect("sent");
+                while established(address).contains(&connection.port()) {
+                    assert!(begun.elapsed() < Duration::from_secs(60), "it stays");
+                    thread::sleep(Duration::from_millis(500));
+                    connection.read_some(bytes).expect("a byte");
+                }
+                is_cut();
+            });
+        }
+        // One stream has no window, while others come and go.
+        scope.spawn(move || {
+            let mut connection = Connection::open(address);
+            connection.send(http2_without_window(1)).expect("sent");
+            for stream in 1.. {
+                if !established(address).contains(&connection.port()) {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(60), "it stays");
+                let stream = 1 + 2 * stream;
+                let head = frame(1, 5, stream, b"\x82\x86\x84\x41\x04test");
+                let reset = frame(3, 0, stream, &8_u32.to_be_bytes());
+                // Fails when the connection is closed.
+                let _ = connection.send([head, reset].concat());
+                thread::sleep(Duration::from_millis(400));
+            }
+            is_cut();
+        });
+    });
+}
+
 /// Clients of one kind: what they send, and whether their bodies are large.
 const SLOW: [&str; 6] = [
     "",

@@ -360,6 +360,62 @@ fn at_max_requests_it_says_so() {
 }
 
 #[test]
+fn at_guest_memory_total_it_says_so() {
+    let _alone = alone();
+    // One guest starts with more than 1 MiB, and two do not fit.
+    let env = [
+        QUIET,
+        ("GUEST_MEMORY_TOTAL", "2MiB"),
+        ("GUEST_TIMEOUT", "1h"),
+    ];
+    let mut server = Server::start(RAW, &env);
+    let mut waiting = Connection::open(server.address);
+    waiting.send_request("GET", "/wait").expect("sent");
+    server.lines_until("guest: waiting");
+    let mut connection = Connection::open(server.address);
+    let answer = connection.request("GET", "/").expect("an answer");
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), ["1"]);
+    let line = server.line();
+    let end = "no memory is left in GUEST_MEMORY_TOTAL: 1 more requests refused";
+    assert!(line.ends_with(end), "{line}");
+    drop(waiting);
+    await_that("there is room again", || {
+        let answer = connection.request("GET", "/").expect("an answer");
+        answer.status == 200
+    });
+}
+
+/// Guests that are kept for their next request give way to one that grows.
+#[test]
+fn idle_guests_do_not_keep_memory_from_others() {
+    let _alone = alone();
+    let env = [
+        QUIET,
+        ("GUEST_MEMORY_TOTAL", "40MiB"),
+        ("REQUESTS_PER_SANDBOX", "100"),
+    ];
+    let mut server = Server::start(RAW, &env);
+    // Eight at a time, who are all kept.
+    let mut waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            connection
+                .send_request("GET", "/log-and-wait")
+                .expect("sent");
+            server.lines_until("guest: waiting");
+            connection
+        })
+        .collect();
+    for connection in &mut waiting {
+        let answer = connection.answer("GET").expect("an answer");
+        assert_eq!(answer.body, b"fine");
+    }
+    let answer = Connection::open(server.address).request("GET", "/take-30-mib");
+    assert_eq!(answer.expect("an answer").body, b"taken");
+}
+
+#[test]
 fn slow_clients_neither_stop_others_nor_stay() {
     let _alone = alone();
     /// What the server has to send to fill a connection's buffers takes a while.

@@ -367,6 +367,19 @@ impl Transport {
         }
     }
 
+    /// Closes the connection of a client that took too long, or for which no memory is left. If the kernel holds bytes that
+    /// the client does not take, they go as well: an orderly close would keep them until the client takes them.
+    pub fn cut(self) {
+        let is_stuck = {
+            let state = self.activity.state();
+            state.blocked.is_some() || state.is_over
+        };
+        if is_stuck {
+            // Fails only where the connection is gone.
+            let _ = self.stream().get_ref().set_zero_linger();
+        }
+    }
+
     fn stream(&self) -> MutexGuard<'_, Take<TcpStream>> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }

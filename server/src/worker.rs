@@ -179,6 +179,8 @@ impl Protocol {
         let transport = Transport::new(stream, activity.clone());
         if self.converse(transport.clone(), &activity, peer).await {
             transport.close().await;
+        } else {
+            transport.cut();
         }
         drop(place);
     }

@@ -528,9 +528,9 @@ impl Connection {
         self.0.get_mut().read_exact(&mut [0])
     }
 
-    /// Takes in some bytes; returns how many.
+    /// Takes so many bytes, or fewer, from the kernel, and no others; returns how many.
     pub fn read_some(&mut self, most: usize) -> io::Result<usize> {
-        self.0.read(&mut vec![0; most])
+        self.0.get_mut().read(&mut vec![0; most])
     }
 
     /// Sends what the server takes at once; returns how much that was.

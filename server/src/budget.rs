@@ -2,7 +2,7 @@
 //! them beyond [`FREE_BYTES`] each.
 //!
 //! Wasmtime asks before a memory or a table grows. It does not ask before a guest makes the host hold something: a handle
-//! of WASI, with fields of HTTP behind it. So [`held_bytes`] counts that, every [`CALLS_BETWEEN_COUNTS`] host calls.
+//! of WASI, with fields of HTTP behind it. So [`held`] counts that, every [`CALLS_BETWEEN_COUNTS`] host calls.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +25,9 @@ pub const FREE_BYTES: u64 = 256 << 10;
 
 /// Host calls of a guest between two counts. In so many, it can make the host hold [`MAX_FIELDS_BYTES`] each.
 pub const CALLS_BETWEEN_COUNTS: u32 = 16;
+
+/// Handles that a host call makes at most.
+pub const HANDLES_OF_A_CALL: u32 = 2;
 
 /// Bytes of an element of a table, on a machine of 64 bits.
 pub const TABLE_ELEMENT_BYTES: usize = 8;
@@ -89,13 +92,20 @@ impl fmt::Display for OverBudget {
 
 impl std::error::Error for OverBudget {}
 
-/// Returns the bytes that the host holds for a guest which has made at most `handles` handles.
-pub fn held_bytes(table: &mut ResourceTable, handles: u32) -> u64 {
-    let mut bytes = 0;
-    for key in 0..handles.min(MAX_HANDLES) {
+/// What the host holds for a guest.
+pub struct Held {
+    pub handles: u32,
+    pub bytes: u64,
+}
+
+/// Counts what the host holds for a guest, whose table has grown to so many places at most.
+pub fn held(table: &mut ResourceTable, places: u32) -> Held {
+    let (mut handles, mut bytes) = (0, 0);
+    for key in 0..places.min(MAX_HANDLES) {
         let Ok(handle) = table.get_any_mut(key) else {
             continue;
         };
+        handles += 1;
         bytes += HANDLE_BYTES;
         if let Some(fields) = handle.downcast_ref::<FieldMap>() {
             bytes += fields_bytes(fields);
@@ -113,7 +123,7 @@ pub fn held_bytes(table: &mut ResourceTable, handles: u32) -> u64 {
             bytes += BODY_BYTES;
         }
     }
-    bytes
+    Held { handles, bytes }
 }
 
 fn fields_bytes(fields: &FieldMap) -> u64 {

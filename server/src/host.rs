@@ -3,7 +3,7 @@
 
 use crate::budget::{
     self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
-    MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
+    HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
 };
 use crate::guest_log::GuestLog;
 use crate::log::Log;
@@ -64,9 +64,10 @@ pub struct Host {
     taken: u64,
     /// Of these, what the host holds for it.
     held: u64,
-    /// Host calls that may have made handles, and how many they were at the last count.
+    /// Host calls since the last count that may have made handles.
     calls: u32,
-    counted: u32,
+    /// Places that the table of handles has at most: it grows when all are taken.
+    places: u32,
     /// Set when the guest has been instantiated.
     pub has_started: bool,
     /// Set when the guest has been refused a socket.
@@ -92,7 +93,7 @@ impl Host {
             taken: 0,
             held: 0,
             calls: 0,
-            counted: 0,
+            places: CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL,
             has_started: false,
             is_refused: false,
         }
@@ -100,8 +101,8 @@ impl Host {
 
     /// The guest's handles, for a host call that may make others.
     pub fn handles(&mut self) -> &mut ResourceTable {
-        self.calls = self.calls.saturating_add(1);
-        if self.calls - self.counted >= CALLS_BETWEEN_COUNTS {
+        self.calls += 1;
+        if self.calls == CALLS_BETWEEN_COUNTS {
             self.charge_held();
         }
         &mut self.handles
@@ -111,10 +112,11 @@ impl Host {
     /// no more fields.
     #[cold]
     fn charge_held(&mut self) {
-        self.counted = self.calls;
-        // A call makes two handles at most.
-        let made = self.calls.saturating_mul(2);
-        let held = budget::held_bytes(&mut self.handles, made).saturating_sub(FREE_BYTES);
+        self.calls = 0;
+        let Held { handles, bytes } = budget::held(&mut self.handles, self.places);
+        let more = CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL;
+        self.places = self.places.max(handles + more);
+        let held = bytes.saturating_sub(FREE_BYTES);
         let shared = &self.hooks.shared;
         if held <= self.held {
             let less = self.held - held;

@@ -31,6 +31,17 @@ impl Buffers {
         Self(Arc::new(Semaphore::new(bytes >> 10)))
     }
 
+    /// Returns the bytes of a part.
+    pub fn size(part: &Part) -> usize {
+        part.num_permits() << 10
+    }
+
+    /// Gives back what is more than these bytes.
+    pub fn shrink(part: &mut Part, bytes: usize) {
+        let more = part.num_permits().saturating_sub(bytes.div_ceil(1 << 10));
+        drop(part.split(more));
+    }
+
     /// Takes bytes, if there are as many left.
     pub fn take(&self, bytes: usize) -> Option<Part> {
         let kib = u32::try_from(bytes.div_ceil(1 << 10)).ok()?;

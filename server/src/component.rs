@@ -120,6 +120,11 @@ impl Description {
         Ok(trailer)
     }
 
+    /// Returns the bytes that each memory may have of this many for all of a guest's.
+    pub fn memory_share(&self, all: MemorySize) -> usize {
+        (all.0 / u64::from(self.memories.max(1))) as usize
+    }
+
     /// Returns the most bytes that the memories and tables of an instance start with.
     pub fn total_initial_memory(&self) -> u64 {
         let elements = u64::from(self.tables).saturating_mul(self.table_elements);

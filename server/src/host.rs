@@ -28,6 +28,8 @@ pub struct Shared {
     pub config: WasiConfigVariables,
     pub outbound: Outbound,
     pub memory: Budget,
+    /// The most bytes that each memory of a guest may have.
+    pub memory_share: usize,
     /// Guests that may serve again.
     pub idle: Mutex<Vec<Guest>>,
 }
@@ -64,6 +66,8 @@ pub struct Host {
     taken: u64,
     /// Of these, what the host holds for it.
     held: u64,
+    /// Of these, what the last growth of a memory or table took.
+    growth: u64,
     /// Host calls since the last count that may have made handles.
     calls: u32,
     /// Places that the table of handles has at most: it grows when all are taken.
@@ -92,6 +96,7 @@ impl Host {
             handles,
             taken: 0,
             held: 0,
+            growth: 0,
             calls: 0,
             places: CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL,
             has_started: false,
@@ -130,6 +135,11 @@ impl Host {
             self.hooks.is_over_budget = true;
             self.handles.set_max_capacity(0);
         }
+    }
+
+    /// Returns true if the host has refused the guest memory for what it holds for it: such a guest serves no other request.
+    pub fn is_over_budget(&self) -> bool {
+        self.hooks.is_over_budget
     }
 
     /// Ends what belongs to a call.
@@ -189,7 +199,19 @@ impl ResourceLimiter for Host {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        self.grow(current, desired, maximum, 1)
+        let share = self.hooks.shared.memory_share;
+        let maximum = maximum.map_or(share, |maximum| maximum.min(share));
+        self.grow(current, desired, Some(maximum), 1)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.give_growth_back();
+        Ok(())
+    }
+
+    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.give_growth_back();
+        Ok(())
     }
 
     fn table_growing(
@@ -203,6 +225,13 @@ impl ResourceLimiter for Host {
 }
 
 impl Host {
+    /// Gives back what was taken for a growth that Wasmtime has then refused: beyond `GUEST_MEMORY`, for one.
+    fn give_growth_back(&mut self) {
+        self.hooks.shared.memory.give_back(self.growth);
+        self.taken -= self.growth;
+        self.growth = 0;
+    }
+
     /// Takes memory for a guest that grows. A guest that starts ends if there is none.
     fn grow(
         &mut self,
@@ -211,12 +240,14 @@ impl Host {
         maximum: Option<usize>,
         bytes: usize,
     ) -> wasmtime::Result<bool> {
+        self.growth = 0;
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
         let more = (desired.saturating_sub(current)).saturating_mul(bytes) as u64;
         if self.hooks.shared.take_memory(more) {
             self.taken += more;
+            self.growth = more;
             return Ok(true);
         }
         match self.has_started {

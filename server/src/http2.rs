@@ -3,7 +3,8 @@
 //! h2 takes in all requests that have come before any of them is served, and holds a stream until its client has taken the
 //! whole response. So what streams take can only be bounded where their frames pass.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use tokio::time::Instant;
 
 /// What a client begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -12,6 +13,7 @@ const FRAME_HEAD_BYTES: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 
 /// The streams of a connection, if it is one of HTTP/2.
@@ -20,8 +22,36 @@ pub struct Streams {
     begin: Begin,
     received: Frames,
     sent: Frames,
-    open: BTreeSet<u32>,
+    open: BTreeMap<u32, Stream>,
     last: u32,
+}
+
+struct Stream {
+    /// Bytes of its fields, as they are sent, trailers included.
+    fields: usize,
+    /// When the last frame of its response was sent.
+    sent: Option<Instant>,
+}
+
+/// Bytes that a stream with short fields and a short response takes: measured, 6 KiB, and 4 KiB of the response.
+const STREAM_BYTES: usize = 10 << 10;
+
+/// Bytes of fields that are part of that.
+const SHORT_FIELDS_BYTES: usize = 1 << 10;
+
+/// What fields take for each byte that is sent of them: measured with 31 KB.
+const FIELDS_FACTOR: usize = 3;
+
+impl Stream {
+    fn new(fields: usize) -> Self {
+        Self { fields, sent: None }
+    }
+
+    /// Bytes that it takes.
+    fn cost(&self) -> usize {
+        let long = self.fields.saturating_sub(SHORT_FIELDS_BYTES);
+        STREAM_BYTES + long * FIELDS_FACTOR
+    }
 }
 
 #[derive(Default)]
@@ -44,8 +74,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Passes on bytes; calls `each` with kind, flags and stream of each frame that begins in them.
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, u8, u32)) {
+    /// Passes on bytes; calls `each` with kind, flags, stream and length of each frame that begins in them.
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, u8, u32, usize)) {
         loop {
             let payload = self.payload.min(bytes.len());
             self.payload -= payload;
@@ -63,7 +93,8 @@ impl Frames {
                 let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = self.head;
                 self.payload = u32::from_be_bytes([0, l1, l2, l3]) as usize;
                 // The first bit is reserved.
-                each(kind, flags, u32::from_be_bytes([s1 & 0x7f, s2, s3, s4]));
+                let stream = u32::from_be_bytes([s1 & 0x7f, s2, s3, s4]);
+                each(kind, flags, stream, self.payload);
             }
         }
     }
@@ -75,9 +106,15 @@ impl Streams {
         matches!(self.begin, Begin::Http2)
     }
 
-    /// How many streams are open.
-    pub fn open(&self) -> usize {
-        self.open.len()
+    /// Returns the bytes that all streams take, but for a short one: that is part of what a connection takes at any rate.
+    pub fn cost(&self) -> usize {
+        let all: usize = self.open.values().map(Stream::cost).sum();
+        all.saturating_sub(STREAM_BYTES)
+    }
+
+    /// Returns when the response that has waited longest had its last frame sent.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.open.values().filter_map(|stream| stream.sent).min()
     }
 
     /// Takes note of what the client has sent.
@@ -101,16 +138,22 @@ impl Streams {
         };
         bytes = bytes.get(length..).unwrap_or_default();
         let Self { open, last, .. } = self;
-        self.received.pass(bytes, |kind, _, stream| match kind {
-            HEADERS if stream > *last => {
-                *last = stream;
-                open.insert(stream);
-            }
-            RST_STREAM => {
-                open.remove(&stream);
-            }
-            _ => {}
-        });
+        self.received
+            .pass(bytes, |kind, _, stream, length| match kind {
+                HEADERS if stream > *last => {
+                    *last = stream;
+                    open.insert(stream, Stream::new(length));
+                }
+                HEADERS | CONTINUATION => {
+                    if let Some(stream) = open.get_mut(&stream) {
+                        stream.fields += length;
+                    }
+                }
+                RST_STREAM => {
+                    open.remove(&stream);
+                }
+                _ => {}
+            });
     }
 
     /// Takes note of what has been sent to the client.
@@ -119,10 +162,12 @@ impl Streams {
             return;
         }
         let open = &mut self.open;
-        self.sent.pass(bytes, |kind, flags, stream| {
-            let is_end = matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0;
-            if is_end || kind == RST_STREAM {
+        self.sent.pass(bytes, |kind, flags, stream, _| {
+            let is_response = matches!(kind, DATA | HEADERS);
+            if kind == RST_STREAM || is_response && flags & END_STREAM != 0 {
                 open.remove(&stream);
+            } else if is_response && let Some(stream) = open.get_mut(&stream) {
+                stream.sent = Some(Instant::now());
             }
         });
     }
@@ -163,13 +208,44 @@ mod tests {
             let mut streams = Streams::default();
             received.chunks(step).for_each(|it| streams.receive(it));
             assert!(streams.is_http2());
-            assert_eq!(streams.open(), 3, "{step}");
+            assert_eq!(streams.open.len(), 3, "{step}");
+            assert!(streams.oldest().is_none());
             sent.chunks(step).for_each(|it| streams.send(it));
-            assert_eq!(streams.open(), 1, "{step}");
+            assert_eq!(streams.open.len(), 1, "{step}");
             let reset = frame(RST_STREAM, 0, 5, 4);
             reset.chunks(step).for_each(|it| streams.receive(it));
-            assert_eq!(streams.open(), 0, "{step}");
+            assert_eq!(streams.open.len(), 0, "{step}");
         }
+    }
+
+    #[test]
+    fn fields_cost_more_than_streams_and_the_first_short_one_nothing() {
+        let mut streams = Streams::default();
+        streams.receive(PREFACE);
+        streams.receive(&frame(HEADERS, 4, 1, 20));
+        assert_eq!(streams.cost(), 0);
+        streams.receive(&frame(HEADERS, 4, 3, 20));
+        assert_eq!(streams.cost(), STREAM_BYTES);
+        for _ in 0..100 {
+            streams.receive(&frame(CONTINUATION, 0, 3, 100));
+        }
+        let fields = 10_020 - SHORT_FIELDS_BYTES;
+        assert_eq!(streams.cost(), STREAM_BYTES + FIELDS_FACTOR * fields);
+    }
+
+    #[test]
+    fn response_that_stops_is_the_oldest() {
+        let mut streams = Streams::default();
+        streams.receive(PREFACE);
+        for stream in [1, 3] {
+            streams.receive(&frame(HEADERS, 5, stream, 0));
+            streams.send(&frame(HEADERS, 4, stream, 0));
+        }
+        let first = streams.oldest();
+        streams.send(&frame(DATA, 0, 3, 9));
+        assert_eq!(streams.oldest(), first);
+        streams.send(&frame(DATA, END_STREAM, 1, 0));
+        assert!(streams.oldest() >= first && streams.oldest().is_some());
     }
 
     #[test]
@@ -178,7 +254,7 @@ mod tests {
             let mut streams = Streams::default();
             streams.receive(bytes.as_bytes());
             streams.send(&frame(HEADERS, 5, 1, 9));
-            assert!(!streams.is_http2() && streams.open() == 0);
+            assert!(!streams.is_http2() && streams.cost() == 0);
         }
     }
 }

@@ -48,6 +48,9 @@ const TOLD: u64 = 256;
 /// How long one of them may take to hear it.
 const TELLING: Duration = Duration::from_secs(1);
 
+/// Timeouts of the management listener's connections.
+const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How long to wait after `accept` failed for another reason than a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,6 +103,7 @@ impl Server {
             variables,
             outbound: Outbound::new(config.outbound.clone(), config.guest_timeout),
             memory: Budget::new(config.guest_memory_total.0),
+            memory_share: component.description.memory_share(config.guest_memory),
             idle: Mutex::default(),
         };
         component.check_total(config.guest_memory_total)?;
@@ -161,9 +165,16 @@ impl Server {
         if let Some(listener) = self.management {
             let handler = Handler::Management(health.clone());
             let buffers = Buffers::new(management::MAX_CONNECTIONS as u32);
-            let service = Arc::new(service(handler, buffers, false, &self.config, &self.log));
+            // There are few, so that none may stay.
+            let config = Config {
+                idle_timeout: MANAGEMENT_TIMEOUT,
+                header_timeout: MANAGEMENT_TIMEOUT,
+                write_timeout: MANAGEMENT_TIMEOUT,
+                ..self.config.clone()
+            };
+            let service = Arc::new(service(handler, buffers, false, &config, &self.log));
             let open = stays_open.subscribe();
-            let worker = Worker::start("management", service, &self.config, open).map_err(error)?;
+            let worker = Worker::start("management", service, &config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
         }
         let places = Arc::new(Semaphore::new(all as usize));

@@ -1,7 +1,6 @@
 //! The pool of sandboxes: an engine with slots of memory, tables and stacks for as many guests as may run.
 
 use crate::component::Description;
-use crate::config::MemorySize;
 use crate::engine;
 use crate::sandbox::Limits;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -60,7 +59,7 @@ fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
-    let share = |size: MemorySize| (size.0 / u64::from(memories.max(1))) as usize;
+    let share = |size| component.memory_share(size);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(calls)
         // They take no room of their own.

@@ -9,14 +9,14 @@ use crate::failure::Failure;
 use crate::pace::Pace;
 use crate::sandbox::Sandbox;
 use crate::transport::{Activity, Receiving};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -104,7 +104,7 @@ impl RequestBody {
         if self.is_on_demand {
             return sandbox.transfer().map(Some).ok_or(Failure::Transfers);
         }
-        let mut buffer = BytesMut::new();
+        let mut buffer = Vec::new();
         let mut part = None;
         let mut pause: Option<Pin<Box<Sleep>>> = None;
         let mut has_paused = false;
@@ -137,9 +137,8 @@ impl RequestBody {
                                 } else {
                                     // Copied, as a small piece may keep a large buffer of hyper's.
                                     if buffer.capacity() - buffer.len() < data.len() {
-                                        // Not twice as much, as a vector would: it is charged.
                                         let step = buffer.len().clamp(1 << 10, STEP_BYTES);
-                                        buffer.reserve(data.len().max(step));
+                                        buffer.reserve_exact(data.len().max(step));
                                     }
                                     buffer.extend_from_slice(&data);
                                 }
@@ -176,7 +175,7 @@ impl RequestBody {
         });
         let permit = received.await?;
         if !buffer.is_empty() {
-            self.received = buffer.freeze();
+            self.received = buffer.into();
             self.part = part;
         }
         Ok(permit)
@@ -213,7 +212,8 @@ impl Body for RequestBody {
                 progress.is_awaited.store(is_awaited, Ordering::Relaxed);
             }
         };
-        awaits(polled.is_pending());
+        // A guest that only looks whether there is more does not wait for it.
+        awaits(polled.is_pending() && !cx.waker().will_wake(Waker::noop()));
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 receiving.progress();
@@ -261,6 +261,9 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.is_awaited.store(false, Ordering::Relaxed);
+        }
         if self.is_on_demand {
             return;
         }

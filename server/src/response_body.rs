@@ -28,6 +28,9 @@ use wasmtime_wasi_http::{Error, WasiBody};
 /// Bytes of a body that the host takes before the guest has to wait for the client.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// Bytes of a frame besides its data.
+const FRAME_BYTES: usize = 128;
+
 /// Bytes that a guest may write of a body that nobody wants, such as that of a response to `HEAD`, and
 /// the time that it may take. Then the guest ends, as the client has its response.
 const MAX_DISCARDED_BYTES: usize = 16 << 20;
@@ -50,6 +53,7 @@ pub struct Begun {
 #[derive(Default)]
 struct Taken {
     frames: VecDeque<Frame<Bytes>>,
+    /// Bytes of their data.
     bytes: usize,
     /// How the body has ended.
     end: Option<Result<(), Error>>,
@@ -57,7 +61,18 @@ struct Taken {
 
 impl Taken {
     fn is_full(&self) -> bool {
-        self.bytes >= BUFFER_BYTES
+        self.bytes + self.frames.len() * FRAME_BYTES >= BUFFER_BYTES
+    }
+
+    /// Adds a frame; returns false if there is nothing in it.
+    fn push(&mut self, frame: Frame<Bytes>) -> bool {
+        let bytes = frame.data_ref().map(Bytes::len);
+        let is_empty = bytes == Some(0);
+        if !is_empty {
+            self.bytes += bytes.unwrap_or_default();
+            self.frames.push_back(frame);
+        }
+        !is_empty
     }
 
     /// Takes what there is of a body, and no more than there is room for. Returns true if that was anything.
@@ -67,15 +82,17 @@ impl Taken {
             && self.end.is_none()
             && let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx)
         {
-            is_anything = true;
-            match frame {
-                Some(Ok(frame)) => {
-                    self.bytes += frame.data_ref().map_or(0, Bytes::len);
-                    self.frames.push_back(frame);
+            is_anything |= match frame {
+                Some(Ok(frame)) => self.push(frame),
+                Some(Err(error)) => {
+                    self.end = Some(Err(error));
+                    true
                 }
-                Some(Err(error)) => self.end = Some(Err(error)),
-                None => self.end = Some(Ok(())),
-            }
+                None => {
+                    self.end = Some(Ok(()));
+                    true
+                }
+            };
         }
         is_anything
     }
@@ -100,17 +117,17 @@ impl Begun {
         self.taken.is_full()
     }
 
-    /// The response of a guest that has ended, with all of its body. `logged` says that the guest has written to its
+    /// The response of a guest that has ended, with all of its body and how many bytes that are. `logged` says that the guest has written to its
     /// standard error.
     pub async fn whole(
         mut self,
         is_head: bool,
         logged: bool,
-    ) -> Result<Response<Content>, Failure> {
+    ) -> Result<(Response<Content>, usize), Failure> {
         if has_no_body(is_head, self.head.status) {
             // Its length, if it has one, is that of the body that is left out (RFC 9110, section 8.6).
             let empty = Either::Left(Full::default());
-            return Ok(Response::from_parts(self.head, empty));
+            return Ok((Response::from_parts(self.head, empty), 0));
         }
         drain(&mut self.body, &mut self.taken).await;
         match self.taken.end {
@@ -137,7 +154,7 @@ impl Begun {
                 Either::Right(body.boxed_unsync())
             }
         };
-        Ok(Response::from_parts(self.head, content))
+        Ok((Response::from_parts(self.head, content), bytes))
     }
 
     /// The response of a guest that goes on. Its task ends with it, or when the client has gone.
@@ -242,7 +259,9 @@ async fn serve(
     match &ended {
         Ok(()) => {
             let mut rest = Taken::default();
-            drain(&mut body, &mut rest).await;
+            if pipe.state().taken.end.is_none() {
+                drain(&mut body, &mut rest).await;
+            }
             let bytes = pipe.state().taken.bytes + rest.bytes;
             if bytes > FREE_BYTES && transfer.is_none() {
                 transfer = sandbox.buffer(bytes);
@@ -268,8 +287,7 @@ async fn drain(body: &mut WasiBody, taken: &mut Taken) {
     while taken.end.is_none() {
         match timeout(DISCARD_TIMEOUT, body.frame()).await {
             Ok(Some(Ok(frame))) => {
-                taken.bytes += frame.data_ref().map_or(0, Bytes::len);
-                taken.frames.push_back(frame);
+                taken.push(frame);
             }
             Ok(Some(Err(error))) => taken.end = Some(Err(error)),
             Ok(None) => taken.end = Some(Ok(())),

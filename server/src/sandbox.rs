@@ -198,7 +198,8 @@ impl Sandbox {
     }
 
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
-    /// something; in the second case its body still comes out of the guest. `progress` is that of the request's body, if it
+    /// something; in the second case its body still comes out of the guest. With it are the bytes that the client has to take
+    /// and the guest has left. `progress` is that of the request's body, if it
     /// has one, and `transfer` the permit for a part of it that is still to come.
     ///
     /// # Errors
@@ -208,7 +209,7 @@ impl Sandbox {
         request: Request<B>,
         progress: Option<Arc<Progress>>,
         transfer: Option<OwnedSemaphorePermit>,
-    ) -> Result<Response<Content>, Failure>
+    ) -> Result<(Response<Content>, usize), Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
@@ -254,7 +255,10 @@ impl Sandbox {
                 begun.whole(is_head, logged).await
             }
             Turn::Waits(begun) => {
-                begun?.streaming(self.clone(), call, state.clone(), transfer, is_head)
+                let begun = begun?;
+                let response =
+                    begun.streaming(self.clone(), call, state.clone(), transfer, is_head)?;
+                Ok((response, 0))
             }
         }
     }
@@ -284,7 +288,14 @@ impl Sandbox {
         let mut timer = pin!(sleep(self.limits.time));
         // Time that the guest had left when it began to wait for its client.
         let mut left: Option<Duration> = None;
+        // A guest for WASI 0.2 asks again for all that it waits for, whenever it is polled. One for 0.3 has the host wait.
+        let asks_again = matches!(self.ready, ProxyPre::P2(_));
         let ended = poll_fn(|cx| {
+            if let Some(progress) = &progress
+                && asks_again
+            {
+                progress.is_awaited.store(false, Ordering::Relaxed);
+            }
             if let Poll::Ready(ended) = run.as_mut().poll(cx) {
                 return Poll::Ready(Ok(ended));
             }
@@ -337,7 +348,7 @@ impl Sandbox {
         host.call
             .logged
             .store(host.take_logged(), Ordering::Relaxed);
-        let answered = host.call.answered.load(Ordering::Relaxed);
+        let answered = host.call.answered.load(Ordering::Relaxed) && !host.is_over_budget();
         // A guest that has failed is dropped here, as is one whose time is over, or that has given no response: it may
         // not be able to serve a second request.
         ended?;

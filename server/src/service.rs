@@ -56,6 +56,7 @@ pub struct Rejected {
     memory: Often,
     transfers: Often,
     buffers: Often,
+    connections: Often,
 }
 
 impl Service {
@@ -83,8 +84,12 @@ impl Service {
             Err((status, reason)) => plain(status, reason),
         };
         let (mut head, body) = response.into_parts();
+        // Others wait for the few connections of the management listener.
+        let is_only = matches!(self.handler, Handler::Management(_));
         let has_stalled = head.status == StatusCode::REQUEST_TIMEOUT;
-        if keep_alive_header && (refused || has_stalled || self.draining.load(Ordering::Relaxed)) {
+        if keep_alive_header
+            && (refused || is_only || has_stalled || self.draining.load(Ordering::Relaxed))
+        {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -101,6 +106,13 @@ impl Service {
             ends_with_connection,
         };
         Response::from_parts(head, body)
+    }
+
+    /// Logs that a connection was cut, as there is no memory for what it holds.
+    pub fn log_cut(&self) {
+        self.log.often(&self.rejected.connections, |count| {
+            format!("the buffers of all connections are taken: {count} more connections cut")
+        });
     }
 
     async fn ask(&self, request: Request<Incoming>, open: &mut Open) -> Response<Content> {
@@ -151,12 +163,8 @@ impl Service {
         let body = request.body_mut();
         let transfer = body.receive(sandbox, &self.buffers).await?;
         let progress = body.progress();
-        let response = sandbox.answer(request, progress, transfer).await?;
-        // One that is still to come has a pipe of its own.
-        if let Content::Left(body) = response.body()
-            && let Some(bytes) = body.size_hint().exact().map(|bytes| bytes as usize)
-            && bytes > FREE_BYTES
-        {
+        let (response, bytes) = sandbox.answer(request, progress, transfer).await?;
+        if bytes > FREE_BYTES {
             open.keep(sandbox.buffer(bytes).ok_or(Failure::Buffers)?);
         }
         Ok(response)

@@ -27,6 +27,10 @@ pub struct Patience {
     pub head: Duration,
     /// For the client to take [`STEADY_BYTES`] of an answer.
     pub write: Duration,
+    /// For the next frame of a response of HTTP/2: from the guest, or for the client.
+    pub stream: Duration,
+    /// For other responses to end when one of HTTP/2 does not go on.
+    pub last: Duration,
 }
 
 impl Patience {
@@ -35,17 +39,18 @@ impl Patience {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
+            stream: config.guest_timeout + config.write_timeout,
+            last: config.guest_timeout,
         }
     }
 }
 
-/// Bytes that hyper and h2 may hold for a head of more than [`FREE_BYTES`], with what they copy of it: measured for heads of
-/// 31 KB, 25 and 90 KiB more than for short ones.
+/// Bytes that hyper may hold for a head of HTTP/1 of more than [`FREE_BYTES`], with what it copies of it: measured, 25 KiB
+/// more than for a short one.
 const HEAD_BYTES: usize = 32 << 10;
-const HTTP2_HEAD_BYTES: usize = 96 << 10;
 
-/// Bytes of a stream of HTTP/2 with a short request, and what it may hold of a response: measured, 6 KiB without that.
-const STREAM_BYTES: usize = 10 << 10;
+/// Bytes that are read before a head counts as long: one read, behind the one by which hyper tells HTTP/1 from HTTP/2.
+const SHORT_HEAD_BYTES: usize = FREE_BYTES + 24;
 
 /// Bytes that are read at a time. hyper's buffer has [`FREE_BYTES`], and doubles when a read fills it.
 const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
@@ -77,8 +82,8 @@ struct State {
     /// Set when a response's body has failed and the client could take it for whole.
     failed: bool,
     streams: Streams,
-    /// Taken for streams of HTTP/2, all but the first of which is part of what a connection takes at any rate.
-    stream_parts: Vec<Part>,
+    /// Taken for the streams of HTTP/2.
+    streams_part: Option<Part>,
     /// Bytes received since something has come of them: a request, or a part of its body.
     unused: usize,
     /// Set while what comes is the body of a request.
@@ -133,7 +138,7 @@ impl Activity {
                 ended: false,
                 failed: false,
                 streams: Streams::default(),
-                stream_parts: Vec::new(),
+                streams_part: None,
                 unused: 0,
                 has_body: false,
                 head_part: None,
@@ -150,6 +155,9 @@ impl Activity {
         let waiting = state.waiting.iter().map(|(_, blocked)| blocked);
         let since = waiting.chain(&state.blocked).map(|it| it.since).min();
         let since = since.map(|since| since + self.patience.write);
+        // What HTTP/2 has taken of a response may wait there for its client.
+        let oldest = state.streams.oldest().map(|it| it + self.patience.stream);
+        let since = since.into_iter().chain(oldest).min();
         match *state {
             _ if since.is_some() => since,
             State { open: 1.., .. } => None,
@@ -183,6 +191,12 @@ impl Activity {
         part
     }
 
+    /// Returns true if a connection of HTTP/2 has a response that its client does not take, and others may go on.
+    pub fn is_multiplexed(&self) -> bool {
+        let state = self.state();
+        state.streams.is_http2() && state.blocked.is_none()
+    }
+
     /// Returns true if there is no memory for what the connection holds.
     pub fn is_over(&self) -> bool {
         self.state().is_over
@@ -198,15 +212,11 @@ impl Activity {
         let mut state = self.state();
         state.streams.receive(bytes);
         self.take_for_streams(&mut state);
-        if !state.has_body || state.multiplexed {
+        if !state.has_body && !state.streams.is_http2() {
             state.unused += bytes.len();
         }
-        if state.unused > FREE_BYTES && state.head_part.is_none() && !state.is_over {
-            let bytes = match state.streams.is_http2() {
-                true => HTTP2_HEAD_BYTES,
-                false => HEAD_BYTES,
-            };
-            state.head_part = self.take(&mut state, bytes);
+        if state.unused > SHORT_HEAD_BYTES && state.head_part.is_none() && !state.is_over {
+            state.head_part = self.take(&mut state, HEAD_BYTES);
         }
         if bytes.is_empty() {
             state.ended = true;
@@ -218,13 +228,17 @@ impl Activity {
 
     /// Takes or gives back what the open streams need.
     fn take_for_streams(&self, state: &mut State) {
-        let needed = state.streams.open().saturating_sub(1);
-        state.stream_parts.truncate(needed);
-        while state.stream_parts.len() < needed {
-            match self.take(state, STREAM_BYTES) {
-                Some(part) => state.stream_parts.push(part),
-                None => return,
+        let taken = state.streams_part.as_ref().map_or(0, Buffers::size);
+        let needed = state.streams.cost();
+        if needed > taken {
+            let more = self.take(state, needed - taken);
+            match (&mut state.streams_part, more) {
+                (Some(part), Some(more)) => part.merge(more),
+                (part @ None, more) => *part = more,
+                (Some(_), None) => {}
             }
+        } else if let Some(part) = &mut state.streams_part {
+            Buffers::shrink(part, needed);
         }
     }
 

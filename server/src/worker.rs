@@ -15,13 +15,13 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::yield_now;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Header fields that a request may have; more are answered with 431.
 const HEADER_COUNT: usize = 100;
@@ -180,6 +180,9 @@ impl Protocol {
         if self.converse(transport.clone(), &activity, peer).await {
             transport.close().await;
         } else {
+            if activity.is_over() {
+                self.service.log_cut();
+            }
             transport.cut();
         }
         drop(place);
@@ -208,6 +211,7 @@ impl Protocol {
             yield_now().await;
         });
         let mut closed = false;
+        let mut is_last = false;
         let mut watchdog = pin!(sleep(Duration::ZERO));
         poll_fn(|cx| {
             // An error is the client's: it broke off, or sent what is not HTTP.
@@ -227,10 +231,19 @@ impl Protocol {
             let Some(deadline) = activity.deadline() else {
                 return Poll::Pending;
             };
-            if deadline != watchdog.deadline() {
+            if deadline != watchdog.deadline() && !is_last {
                 watchdog.as_mut().reset(deadline);
             }
-            watchdog.as_mut().poll(cx).map(|()| false)
+            ready!(watchdog.as_mut().poll(cx));
+            // One response of HTTP/2 that its client does not take ends the connection, but no other response.
+            if !is_last && activity.is_multiplexed() {
+                is_last = true;
+                http.as_mut().graceful_shutdown();
+                let _ = http.as_mut().poll(cx);
+                watchdog.as_mut().reset(Instant::now() + self.patience.last);
+                return watchdog.as_mut().poll(cx).map(|()| false);
+            }
+            Poll::Ready(false)
         })
         .await
     }

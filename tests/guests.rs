@@ -315,6 +315,68 @@ fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
     });
 }
 
+/// A guest that has only looked whether there is more of the request's body does not wait for its client.
+#[test]
+fn one_that_waits_for_something_else_than_its_client_gives_504() {
+    let server = Server::start(RAW, &[QUIET, SHORT]);
+    let mut connection = Connection::open(server.address);
+    let head = "POST /peek-and-wait HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
+    connection.send(head).expect("sent");
+    let answer = connection.answer("POST").expect("an answer");
+    assert_eq!(answer.status, 504);
+}
+
+/// Empty writes fill no buffer, and are no sign of life.
+#[test]
+fn one_that_writes_nothing_for_long_is_ended_and_takes_no_memory() {
+    let mut server = Server::start(RAW, &[QUIET, SHORT]);
+    let mut connection = Connection::open(server.address);
+    let before = server.resident();
+    connection
+        .send_request("GET", "/empty-writes")
+        .expect("sent");
+    let line = server.line();
+    assert!(
+        line.ends_with("after the response started: the guest took too long"),
+        "{line}"
+    );
+    let grown = server.resident().saturating_sub(before) >> 20;
+    assert!(grown < 20, "{grown} MiB more");
+}
+
+#[test]
+fn memory_that_one_asks_for_and_may_not_have_is_left_for_others() {
+    let mut server = Server::start(RAW, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    connection
+        .send_request("GET", "/grow-too-far")
+        .expect("sent");
+    server.lines_until("guest: waiting");
+    let mut other = Connection::open(server.address);
+    let taken = other.request("GET", "/take-30-mib").expect("an answer");
+    assert_eq!(taken.body, b"taken");
+    assert_eq!(connection.answer("GET").expect("an answer").body, b"true");
+}
+
+/// Where the host has run out of memory for what it holds for a guest, nothing that the next request sees has changed.
+#[test]
+fn one_that_was_refused_memory_never_serves_again() {
+    let env = [
+        QUIET,
+        ("REQUESTS_PER_SANDBOX", "100"),
+        ("GUEST_MEMORY_TOTAL", "8MiB"),
+    ];
+    let server = Server::start(RAW, &env);
+    let mut connection = Connection::open(server.address);
+    assert_eq!(counts(&mut connection, 2), ["1", "2"]);
+    let answer = connection
+        .request("GET", "/take-handles-and-drop")
+        .expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert_ne!(answer.body, b"900", "it got all that it asked for");
+    assert_eq!(counts(&mut connection, 2), ["1", "2"]);
+}
+
 #[test]
 fn what_it_prints_is_logged_line_by_line() {
     let mut server = Server::start(RAW, &[QUIET]);

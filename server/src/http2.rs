@@ -29,7 +29,7 @@ pub struct Streams {
 struct Stream {
     /// Bytes of its fields, as they are sent, trailers included.
     fields: usize,
-    /// When the last frame of its response was sent.
+    /// When the last frame passed since its response began.
     sent: Option<Instant>,
 }
 
@@ -147,6 +147,13 @@ impl Streams {
                 HEADERS | CONTINUATION => {
                     if let Some(stream) = open.get_mut(&stream) {
                         stream.fields += length;
+                    }
+                }
+                // The response may wait for the rest of the request.
+                DATA => {
+                    let sent = open.get_mut(&stream).and_then(|it| it.sent.as_mut());
+                    if let Some(sent) = sent {
+                        *sent = Instant::now();
                     }
                 }
                 RST_STREAM => {

@@ -14,8 +14,8 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -39,11 +39,36 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What others see of a body on its way.
 #[derive(Default)]
 pub struct Progress {
-    /// Set while the guest has asked for more and the client has not sent it.
+    /// Set while the guest waits for more and the client has not sent it.
     pub is_awaited: AtomicBool,
+    /// Wakes the guest's call. A guest for WASI 0.2 that only looks whether there is more does not wait for it, and is not
+    /// woken by it. `None` for WASI 0.3, where the host reads ahead of the guest.
+    call: Mutex<Option<Waker>>,
     /// Notified when the client goes or sends what is no body. The guest does not see it, because it would take that for
     /// a failure of its own.
     pub failed: Notify,
+}
+
+impl Progress {
+    /// Begins a turn of a guest that asks again for all that it waits for.
+    pub fn begin_turn(&self, call: &Waker) {
+        self.is_awaited.store(false, Ordering::Relaxed);
+        let mut waker = self.call();
+        if !waker.as_ref().is_some_and(|it| it.will_wake(call)) {
+            *waker = Some(call.clone());
+        }
+    }
+
+    /// Takes note of a look for more, by what is woken when there is.
+    fn look(&self, is_pending: bool, waker: &Waker) {
+        let is_waiting = self.call().as_ref().is_none_or(|it| it.will_wake(waker));
+        self.is_awaited
+            .store(is_pending && is_waiting, Ordering::Relaxed);
+    }
+
+    fn call(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub struct RequestBody {
@@ -207,13 +232,9 @@ impl Body for RequestBody {
         };
         *is_on_demand = false;
         let polled = Pin::new(body).poll_frame(cx);
-        let awaits = |is_awaited| {
-            if let Some(progress) = &*progress {
-                progress.is_awaited.store(is_awaited, Ordering::Relaxed);
-            }
-        };
-        // A guest that only looks whether there is more does not wait for it.
-        awaits(polled.is_pending() && !cx.waker().will_wake(Waker::noop()));
+        if let Some(progress) = &*progress {
+            progress.look(polled.is_pending(), cx.waker());
+        }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 receiving.progress();
@@ -234,7 +255,9 @@ impl Body for RequestBody {
             Poll::Pending => pace.poll_stalled(cx).map(|()| {
                 // Dropped unread, it ends the connection.
                 *incoming = None;
-                awaits(false);
+                if let Some(progress) = progress {
+                    progress.is_awaited.store(false, Ordering::Relaxed);
+                }
                 Some(Err(Error::ConnectionReadTimeout))
             }),
         }

@@ -294,7 +294,7 @@ impl Sandbox {
             if let Some(progress) = &progress
                 && asks_again
             {
-                progress.is_awaited.store(false, Ordering::Relaxed);
+                progress.begin_turn(cx.waker());
             }
             if let Poll::Ready(ended) = run.as_mut().poll(cx) {
                 return Poll::Ready(Ok(ended));

@@ -254,48 +254,51 @@ fn client_that_does_not_take_its_response_is_cut() {
     });
 }
 
-/// Clients of one kind: what they send, and whether their bodies are large.
-const SLOW: [&str; 6] = [
-    "",
-    "GET / HTTP/1.1\r\nHost: te",
-    "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
-    "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf",
-    "large upload",
-    "GET /huge HTTP/1.1\r\nHost: test\r\n\r\n",
-];
-
-/// Opens a connection of each kind; what the server does not take at once is not sent.
-fn open_slow(address: SocketAddr, kind: usize) -> Connection {
-    let mut connection = Connection::open(address);
-    let bytes = match SLOW[kind] {
-        "large upload" => {
-            let head = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n";
-            head.to_owned() + &"x".repeat(100 << 10)
-        }
-        bytes => bytes.to_owned(),
-    };
-    let _ = connection.send_some(bytes.as_bytes());
-    connection
+/// What slow clients of each kind send, over each protocol.
+fn slow_clients() -> [Vec<Vec<u8>>; 2] {
+    let post = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length";
+    let http1 = [
+        String::new(),
+        "GET / HTTP/1.1\r\nHost: te".into(),
+        format!("{post}: 9\r\n\r\nhalf"),
+        format!("{post}: 1000000\r\n\r\n{}", "x".repeat(100 << 10)),
+        "GET /huge HTTP/1.1\r\nHost: test\r\n\r\n".into(),
+    ];
+    let http2 = [
+        http2_without_window(0),
+        http2_half_head(),
+        http2_upload(4),
+        http2_upload(65_535),
+        http2_without_window_get("/huge"),
+    ];
+    [http1.map(String::into_bytes).to_vec(), http2.to_vec()]
 }
 
 #[test]
 fn slow_clients_hold_no_sandbox_that_others_need() {
     let _alone = alone();
     const EACH: usize = 1500;
-    allow_files((SLOW.len() * EACH) as u64);
-    let server = Server::on_one_core(RAW);
-    let address = server.address;
-    let _slow: Vec<_> = (0..SLOW.len() * EACH)
-        .map(|n| open_slow(address, n % SLOW.len()))
-        .collect();
-    await_that("the server has dealt with them", || {
-        let mut client = Connection::open(address);
-        let begun = Instant::now();
-        client.request("GET", "/").expect("a response");
-        begun.elapsed() < MAX_P99
-    });
-    assert_served(address);
-    println!("{} MiB", server.memory() >> 20);
+    for kinds in slow_clients() {
+        allow_files((kinds.len() * EACH) as u64);
+        let server = Server::on_one_core(RAW);
+        let address = server.address;
+        let _slow: Vec<_> = (0..kinds.len() * EACH)
+            .map(|n| {
+                let mut connection = Connection::open(address);
+                // What the server does not take at once is not sent.
+                let _ = connection.send_some(&kinds[n % kinds.len()]);
+                connection
+            })
+            .collect();
+        await_that("the server has dealt with them", || {
+            let mut client = Connection::open(address);
+            let begun = Instant::now();
+            client.request("GET", "/").expect("a response");
+            begun.elapsed() < MAX_P99
+        });
+        assert_served(address);
+        println!("{} MiB", server.memory() >> 20);
+    }
 }
 
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
@@ -320,6 +323,34 @@ fn http2_without_window(requests: u32) -> Vec<u8> {
         bytes.extend(frame(1, 5, 1 + 2 * request, b"\x82\x86\x84\x41\x04test"));
     }
     bytes
+}
+
+/// The same with a request for this path.
+fn http2_without_window_get(path: &str) -> Vec<u8> {
+    [
+        http2_without_window(0),
+        frame(1, 5, 1, &http2_head(0x82, path)),
+    ]
+    .concat()
+}
+
+/// The begin of an HTTP/2 connection that sends so many bytes of a body, and not its end.
+fn http2_upload(bytes: usize) -> Vec<u8> {
+    let mut upload = [
+        http2_without_window(0),
+        frame(1, 4, 1, &http2_head(0x83, "/body")),
+    ]
+    .concat();
+    for piece in vec![b'x'; bytes].chunks(1 << 14) {
+        upload.extend(frame(0, 0, 1, piece));
+    }
+    upload
+}
+
+/// Fields of a request (RFC 7541, appendix A): the method's index, http, a path and the authority `test`.
+fn http2_head(method: u8, path: &str) -> Vec<u8> {
+    let path = [&[0x44, path.len() as u8], path.as_bytes()].concat();
+    [&[method, 0x86], &path[..], b"\x41\x04test"].concat()
 }
 
 /// Half a head of 31 KB over HTTP/2: the rest of the frames is missing.

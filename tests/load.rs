@@ -386,6 +386,37 @@ fn at_guest_memory_total_it_says_so() {
     });
 }
 
+/// The buffers of all connections hold 64 long heads here. A short one needs none of them.
+#[test]
+fn long_head_for_which_no_buffer_is_left_gets_503() {
+    let _alone = alone();
+    let mut server = Server::start(WASI, &[QUIET, ("MAX_CONNECTIONS", "400")]);
+    let long = format!("GET / HTTP/1.1\r\nHost: test\r\nx: {}", "x".repeat(20_000));
+    let mut open: Vec<_> = (0..64)
+        .map(|_| {
+            let mut connection = Connection::open(server.address);
+            connection.send(&long).expect("sent");
+            connection
+        })
+        .collect();
+    await_that("a long head gets 503", || {
+        let mut connection = Connection::open(server.address);
+        connection.send(long.clone() + "\r\n\r\n").expect("sent");
+        let answer = connection.answer("GET").expect("an answer");
+        answer.status == 503 && answer.header("retry-after") == ["1"]
+    });
+    let line = server.line();
+    let end = "the buffers of all connections are taken: 1 more connections cut";
+    assert!(line.ends_with(end), "{line}");
+    let answer = Connection::open(server.address).request("GET", "/");
+    assert_eq!(answer.expect("an answer").status, 200);
+    for connection in &mut open {
+        connection.send("\r\n\r\n").expect("sent");
+        let answer = connection.answer("GET").expect("an answer");
+        assert_eq!(answer.status, 200);
+    }
+}
+
 /// Guests that are kept for their next request give way to one that grows.
 #[test]
 fn idle_guests_do_not_keep_memory_from_others() {

@@ -11,7 +11,7 @@ use crate::management::{self, Health};
 use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Handler, Rejected, Service};
-use crate::transport;
+use crate::transport::{self, NO_ROOM};
 use crate::worker::{Connection, Worker};
 use rustix::io::{Errno, dup};
 use rustix::net::listen;
@@ -33,14 +33,6 @@ use tokio::time::{sleep, timeout};
 /// How long idle connections stay open when the server shuts down. A client that sent its next
 /// request before it saw the shutdown is still answered.
 const LINGER: Duration = Duration::from_millis(300);
-
-/// What a client hears for whom there is no room.
-const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: text/plain; charset=utf-8\r\n\
-    content-length: 19\r\n\
-    retry-after: 1\r\n\
-    connection: close\r\n\r\n\
-    Service Unavailable";
 
 /// Clients that can be told so at a time; more are cut without a word.
 const TOLD: u64 = 256;

@@ -18,6 +18,14 @@ use tokio::time::{Instant, timeout};
 /// 9.6).
 const LINGER: Duration = Duration::from_millis(300);
 
+/// Response to a client for which there is no room.
+pub const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: text/plain; charset=utf-8\r\n\
+    content-length: 19\r\n\
+    retry-after: 1\r\n\
+    connection: close\r\n\r\n\
+    Service Unavailable";
+
 /// Longest waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -383,14 +391,23 @@ impl Transport {
 
     /// Closes the connection of a client that took too long, or for which no memory is left. If the kernel holds bytes that
     /// the client does not take, they go as well: an orderly close would keep them until the client takes them.
-    pub fn cut(self) {
-        let is_stuck = {
+    pub async fn cut(self) {
+        let (is_blocked, is_over, is_between) = {
             let state = self.activity.state();
-            state.blocked.is_some() || state.is_over
+            let is_between = state.open == 0 && !state.streams.is_http2();
+            (state.blocked.is_some(), state.is_over, is_between)
         };
-        if is_stuck {
+        let Some(stream) = Arc::into_inner(self.stream) else {
+            return;
+        };
+        let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let stream = stream.into_inner();
+        if is_over && is_between && !is_blocked {
+            let _ = stream.try_write(NO_ROOM);
+            close(stream, LINGER).await;
+        } else if is_over || is_blocked {
             // Fails only where the connection is gone.
-            let _ = self.stream().get_ref().set_zero_linger();
+            let _ = stream.set_zero_linger();
         }
     }
 

@@ -183,7 +183,7 @@ impl Protocol {
             if activity.is_over() {
                 self.service.log_cut();
             }
-            transport.cut();
+            transport.cut().await;
         }
         drop(place);
     }
@@ -214,9 +214,9 @@ impl Protocol {
         let mut is_last = false;
         let mut watchdog = pin!(sleep(Duration::ZERO));
         poll_fn(|cx| {
-            // An error is the client's: it broke off, or sent what is not HTTP.
+            // An error is the client's, which broke off or sent what is not HTTP, unless there was no memory for it.
             if http.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(true);
+                return Poll::Ready(!activity.is_over());
             }
             if !closed && closing.as_mut().poll(cx).is_ready() {
                 closed = true;

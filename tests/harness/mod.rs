@@ -226,12 +226,21 @@ impl Server {
         pids.find(has_it).expect("the server lives")
     }
 
+    /// The control groups of the server (cgroups(7)).
+    fn groups(&self) -> String {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.listener()));
+        groups.expect("the server lives")
+    }
+
+    /// Returns true if the server runs in a container of Docker.
+    pub fn is_contained(&self) -> bool {
+        self.groups().contains("docker")
+    }
+
     /// Memory of the server's control group, in bytes, with the buffers of its sockets; outside of a container, what is
     /// resident of its process, and these.
     pub fn memory(&self) -> u64 {
-        let pid = self.listener();
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        let groups = groups.expect("the server lives");
+        let groups = self.groups();
         let group = |name: &str| {
             let path = groups.lines().find_map(|line| {
                 let (_, rest) = line.split_once(':')?;
@@ -248,7 +257,7 @@ impl Server {
         // Version 1 does not count sockets.
         let own: Option<u64> = match group("memory:") {
             Some(path) => read(format!("/sys/fs/cgroup/memory{path}/memory.usage_in_bytes")),
-            None => Some(resident(pid)),
+            None => Some(resident(self.listener())),
         };
         own.expect("memory") + self.socket_buffers()
     }

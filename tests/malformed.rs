@@ -939,6 +939,8 @@ fn compression() -> Vec<Frames> {
     let first = |bytes: &[u8]| frame(HEADERS, END, 1, &[bytes, &block(FIELDS)].concat());
     let broken = Closed(COMPRESSION_ERROR);
     vec![
+        ("100 fields", headers(1, END, &format!("{FIELDS}{}", "|a=x".repeat(100))), Status(&[200])),
+        ("101 fields", headers(1, END, &format!("{FIELDS}{}", "|a=x".repeat(101))), Status(&[431])),
         ("entries of the static table", frame(HEADERS, END, 1, b"\x82\x86\x84\x41\x04test"), Status(&[200])),
         ("entry 0", raw(b"\x80"), broken),
         ("entry 62 of an empty table", raw(b"\xbe"), broken),

@@ -414,7 +414,9 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
 
 #[test]
 fn address_space_for_no_guest_ends_it() {
-    let output = limited(1 << 30).output().expect("it runs");
+    let mut limited = limited(1 << 30);
+    let output = limited.args(["--listen", "127.0.0.1:0"]).output();
+    let output = output.expect("it runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     let line = "error: MAX_REQUESTS=64: the address space that this process may have does not hold as many guests, \
                 each with 1 GiB; none fits: ";

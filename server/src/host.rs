@@ -209,11 +209,6 @@ impl ResourceLimiter for Host {
         Ok(())
     }
 
-    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.give_growth_back();
-        Ok(())
-    }
-
     fn table_growing(
         &mut self,
         current: usize,

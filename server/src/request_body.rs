@@ -37,8 +37,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What others see of a body on its way.
-#[derive(Default)]
 pub struct Progress {
+    /// The longest that a guest can wait for the client, in one go: `BODY_TIMEOUT`, and room for what ends that.
+    pub limit: Duration,
     /// Set while the guest waits for more and the client has not sent it.
     pub is_awaited: AtomicBool,
     /// Wakes the guest's call. A guest for WASI 0.2 that only looks whether there is more does not wait for it, and is not
@@ -50,6 +51,15 @@ pub struct Progress {
 }
 
 impl Progress {
+    fn new(body_timeout: Duration) -> Self {
+        Self {
+            limit: body_timeout + Duration::from_secs(1),
+            is_awaited: AtomicBool::new(false),
+            call: Mutex::new(None),
+            failed: Notify::new(),
+        }
+    }
+
     /// Begins a turn of a guest that asks again for all that it waits for.
     pub fn begin_turn(&self, call: &Waker) {
         self.is_awaited.store(false, Ordering::Relaxed);
@@ -103,7 +113,7 @@ impl RequestBody {
             trailers: None,
             is_on_demand,
             pace: Pace::new(limit),
-            progress: incoming.as_ref().map(|_| Arc::default()),
+            progress: incoming.as_ref().map(|_| Arc::new(Progress::new(limit))),
             incoming,
         }
     }

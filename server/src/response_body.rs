@@ -60,8 +60,13 @@ struct Taken {
 }
 
 impl Taken {
+    /// Bytes that the frames take.
+    fn cost(&self) -> usize {
+        self.bytes + self.frames.len() * FRAME_BYTES
+    }
+
     fn is_full(&self) -> bool {
-        self.bytes + self.frames.len() * FRAME_BYTES >= BUFFER_BYTES
+        self.cost() >= BUFFER_BYTES
     }
 
     /// Adds a frame; returns false if there is nothing in it.
@@ -262,21 +267,18 @@ async fn serve(
             if pipe.state().taken.end.is_none() {
                 drain(&mut body, &mut rest).await;
             }
-            let bytes = pipe.state().taken.bytes + rest.bytes;
+            let bytes = pipe.state().taken.cost() + rest.cost();
             if bytes > FREE_BYTES && transfer.is_none() {
                 transfer = sandbox.buffer(bytes);
                 if transfer.is_none() {
-                    rest.end = Some(Err(Error::HttpResponseIncomplete));
+                    pipe.fail();
+                    return Err(Failure::Buffers);
                 }
             }
             pipe.end(rest, transfer);
         }
         // Otherwise the client takes half a response for a whole one.
-        Err(_) => {
-            let end = Some(Err(Error::HttpResponseIncomplete));
-            let taken = Taken::default();
-            pipe.end(Taken { end, ..taken }, transfer);
-        }
+        Err(_) => pipe.fail(),
     }
     ended
 }
@@ -360,6 +362,20 @@ impl Pipe {
             state.writer = Some(cx.waker().clone());
         }
         (moved, is_full)
+    }
+
+    /// Ends the body with an error, unless it has ended already. What the client has not taken is dropped.
+    fn fail(&self) {
+        let mut state = self.state();
+        if state.taken.end.is_none() {
+            state.taken = Taken {
+                end: Some(Err(Error::HttpResponseIncomplete)),
+                ..Taken::default()
+            };
+        }
+        if let Some(reader) = state.reader.take() {
+            reader.wake();
+        }
     }
 
     /// Adds the last frames and the end. The permit is for what the client has not taken.

@@ -21,7 +21,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
@@ -31,6 +31,9 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView};
 use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
+
+/// Longer than any timeout may be.
+const NEVER: Duration = Duration::from_secs(1 << 20);
 
 /// A component, loaded and ready to be instantiated.
 pub struct Sandbox {
@@ -303,14 +306,25 @@ impl Sandbox {
                 return Poll::Ready(Err(Failure::NoWholeRequest));
             }
             if state.has_progressed.swap(false, Ordering::Relaxed) {
-                left = left.map(|_| self.limits.time);
-                timer.as_mut().reset(Instant::now() + self.limits.time);
+                match &mut left {
+                    Some(left) => *left = self.limits.time,
+                    None => timer.as_mut().reset(Instant::now() + self.limits.time),
+                }
             }
             // One that computes does not wait, whatever it has asked for.
             let is_preempted = state.preempted.load(Ordering::Relaxed);
             if !is_preempted && (state.is_output_full.load(Ordering::Relaxed) || is_awaited()) {
-                left.get_or_insert_with(|| timer.deadline() - Instant::now());
-                return Poll::Pending;
+                let now = Instant::now();
+                if left.is_none() {
+                    left = Some(timer.deadline() - now);
+                    // If the guest has lost interest in the body, nothing says when its client has stalled.
+                    let limit = progress.as_ref().map(|progress| progress.limit);
+                    timer.as_mut().reset(now + limit.unwrap_or(NEVER));
+                }
+                ready!(timer.as_mut().poll(cx));
+                if let Some(progress) = &progress {
+                    progress.is_awaited.store(false, Ordering::Relaxed);
+                }
             }
             if let Some(left) = left.take() {
                 timer.as_mut().reset(Instant::now() + left);

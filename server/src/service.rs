@@ -212,8 +212,13 @@ impl Body for Answer {
         };
         let polled = polled.map_ok(|frame| match self.piece {
             Some(piece) => frame.map_data(|mut data| {
-                self.rest = data.split_off(piece.min(data.len()));
-                data
+                if data.len() <= piece {
+                    return data;
+                }
+                // A copy, as HTTP/2 would keep the whole for the sake of a part.
+                let first = Bytes::copy_from_slice(&data.split_to(piece));
+                self.rest = data;
+                first
             }),
             None => frame,
         });

@@ -35,7 +35,7 @@ pub struct Patience {
     pub head: Duration,
     /// For the client to take [`STEADY_BYTES`] of an answer.
     pub write: Duration,
-    /// For the next frame of a response of HTTP/2: from the guest, or for the client.
+    /// For the next frame of a response of HTTP/2: from the guest, or for the client to send or take something.
     pub stream: Duration,
     /// For other responses to end when one of HTTP/2 does not go on.
     pub last: Duration,
@@ -47,7 +47,7 @@ impl Patience {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
-            stream: config.guest_timeout + config.write_timeout,
+            stream: config.guest_timeout + config.write_timeout.max(config.body_timeout),
             last: config.guest_timeout,
         }
     }
@@ -347,6 +347,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let mut state = self.activity.state();
         state.open -= 1;
+        state.has_body &= state.open > 0;
         state.since = Instant::now();
         state.sent_parts.append(&mut self.parts);
         state.waiting.retain(|(number, _)| *number != self.number);

@@ -6,6 +6,9 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
 use std::net::Ipv6Addr;
 
+/// Fields that a request may have; more are answered with 431.
+pub const MAX_FIELDS: usize = 100;
+
 /// What to answer instead of asking the guest.
 pub type Refusal = (StatusCode, &'static str);
 
@@ -15,6 +18,11 @@ pub type Refusal = (StatusCode, &'static str);
 /// The response that the RFCs ask for; the connection must not be used again.
 pub fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    // hyper counts them over HTTP/1 alone.
+    if request.headers().len() > MAX_FIELDS {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err((status, "Request Header Fields Too Large"));
+    }
     check_coding(request.headers())?;
     check_target(request.uri()).map_err(bad)?;
     check_host(request).map_err(bad)?;

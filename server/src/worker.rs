@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::service::Service;
 use crate::transport::{Activity, Patience, Transport};
+use crate::validate::MAX_FIELDS;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -22,9 +23,6 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
-
-/// Header fields that a request may have; more are answered with 431.
-const HEADER_COUNT: usize = 100;
 
 /// Bytes that a request's head may have; more are answered with 431.
 const HEADER_BYTES: usize = 32 << 10;
@@ -150,7 +148,7 @@ impl Protocol {
     fn new(service: Arc<Service>, config: &Config, closing: watch::Receiver<bool>) -> Self {
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
-            .max_headers(HEADER_COUNT)
+            .max_headers(MAX_FIELDS)
             .max_buf_size(HEADER_BYTES);
         http.http2()
             .timer(TokioTimer::new())
@@ -211,7 +209,8 @@ impl Protocol {
             yield_now().await;
         });
         let mut closed = false;
-        let mut is_last = false;
+        // When a connection that was told to go away may be cut.
+        let mut grace = None;
         let mut watchdog = pin!(sleep(Duration::ZERO));
         poll_fn(|cx| {
             // An error is the client's, which broke off or sent what is not HTTP, unless there was no memory for it.
@@ -231,17 +230,21 @@ impl Protocol {
             let Some(deadline) = activity.deadline() else {
                 return Poll::Pending;
             };
-            if deadline != watchdog.deadline() && !is_last {
+            let deadline = grace.map_or(deadline, |grace| deadline.max(grace));
+            if deadline != watchdog.deadline() {
                 watchdog.as_mut().reset(deadline);
             }
             ready!(watchdog.as_mut().poll(cx));
             // One response of HTTP/2 that its client does not take ends the connection, but no other response.
-            if !is_last && activity.is_multiplexed() {
-                is_last = true;
+            if grace.is_none() && activity.is_multiplexed() {
                 http.as_mut().graceful_shutdown();
-                let _ = http.as_mut().poll(cx);
-                watchdog.as_mut().reset(Instant::now() + self.patience.last);
-                return watchdog.as_mut().poll(cx).map(|()| false);
+                if http.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(!activity.is_over());
+                }
+                let end = Instant::now() + self.patience.last;
+                grace = Some(end);
+                watchdog.as_mut().reset(end);
+                ready!(watchdog.as_mut().poll(cx));
             }
             Poll::Ready(false)
         })

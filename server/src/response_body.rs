@@ -122,8 +122,8 @@ impl Begun {
         self.taken.is_full()
     }
 
-    /// The response of a guest that has ended, with all of its body and how many bytes that are. `logged` says that the guest has written to its
-    /// standard error.
+    /// The response of a guest that has ended, with all of its body and how many bytes that are. `logged` says that the
+    /// guest has written to its standard error.
     pub async fn whole(
         mut self,
         is_head: bool,
@@ -261,25 +261,24 @@ async fn serve(
     let ended = ended.await;
     // The sandbox is free.
     drop(call);
-    match &ended {
-        Ok(()) => {
-            let mut rest = Taken::default();
-            if pipe.state().taken.end.is_none() {
-                drain(&mut body, &mut rest).await;
-            }
-            let bytes = pipe.state().taken.cost() + rest.cost();
-            if bytes > FREE_BYTES && transfer.is_none() {
-                transfer = sandbox.buffer(bytes);
-                if transfer.is_none() {
-                    pipe.fail();
-                    return Err(Failure::Buffers);
-                }
-            }
-            pipe.end(rest, transfer);
+    let mut rest = Taken::default();
+    if pipe.state().taken.end.is_none() {
+        if ended.is_err() {
+            // Otherwise the client takes half a response for a whole one.
+            pipe.fail();
+            return ended;
         }
-        // Otherwise the client takes half a response for a whole one.
-        Err(_) => pipe.fail(),
+        drain(&mut body, &mut rest).await;
     }
+    let bytes = pipe.state().taken.cost() + rest.cost();
+    if bytes > FREE_BYTES && transfer.is_none() {
+        transfer = sandbox.buffer(bytes);
+        if transfer.is_none() {
+            pipe.fail();
+            return Err(Failure::Buffers);
+        }
+    }
+    pipe.end(rest, transfer);
     ended
 }
 
@@ -364,15 +363,13 @@ impl Pipe {
         (moved, is_full)
     }
 
-    /// Ends the body with an error, unless it has ended already. What the client has not taken is dropped.
+    /// Ends the body with an error. What the client has not taken is dropped.
     fn fail(&self) {
         let mut state = self.state();
-        if state.taken.end.is_none() {
-            state.taken = Taken {
-                end: Some(Err(Error::HttpResponseIncomplete)),
-                ..Taken::default()
-            };
-        }
+        state.taken = Taken {
+            end: Some(Err(Error::HttpResponseIncomplete)),
+            ..Taken::default()
+        };
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }

@@ -1,10 +1,11 @@
 //! The HTTP contract, the same through every entry point and on every host.
 //!
 //! Runs against this workspace's server with a component for each version of WASI, or against
-//! `CONTRACT_URL`, such as `http://127.0.0.1:5000`.
+//! `CONTRACT_URL`, such as `http://127.0.0.1:5000`: over HTTP/1.1 and HTTP/2, unless `CONTRACT_HTTP2` is `off`.
 
 mod harness;
 
+use harness::http2::Http2;
 use harness::{Answer, CHUNKED_POST, Connection, SPIN, Server, WASI, resolve};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
@@ -49,10 +50,15 @@ fn trials(host: &str, address: SocketAddr) -> Vec<Trial> {
     let rows = table()
         .into_iter()
         .map(|row| trial(row.name(), Box::new(move |at| row.check(at))));
+    let is_http2 = env::var("CONTRACT_HTTP2").as_deref() != Ok("off");
+    let http2_rows = table().into_iter().filter(|_| is_http2).map(|row| {
+        let name = format!("{} over HTTP/2", row.name());
+        trial(name, Box::new(move |at| row.check_over_http2(at)))
+    });
     let ways = WAYS
         .iter()
         .map(|(name, test)| trial(name.to_string(), Box::new(test)));
-    rows.chain(ways).collect()
+    rows.chain(http2_rows).chain(ways).collect()
 }
 
 /// A row of the contract.
@@ -120,6 +126,12 @@ impl Row {
             .request("GET", "/health")
             .expect("a second answer");
         assert_eq!(next.body, b"OK");
+    }
+
+    fn check_over_http2(&self, address: SocketAddr) {
+        let mut client = Http2::connect(address);
+        self.check_answer(&client.request(self.method, self.target));
+        assert_eq!(client.request("GET", "/health").body, b"OK");
     }
 
     fn check_answer(&self, answer: &Answer) {

@@ -5,6 +5,7 @@ mod harness;
 use harness::{Connection, QUIET, RAW, Server};
 use rustix::process::Signal;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// The server's own lines of the log, from here to its end.
 fn log_to_the_end(server: &mut Server) -> Vec<String> {
@@ -321,9 +322,16 @@ fn one_that_waits_for_something_else_than_its_client_gives_504() {
     let server = Server::start(RAW, &[QUIET, SHORT]);
     let mut connection = Connection::open(server.address);
     let head = "POST /peek-and-wait HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
+    let begun = Instant::now();
     connection.send(head).expect("sent");
     let answer = connection.answer("POST").expect("an answer");
     assert_eq!(answer.status, 504);
+    // Not after BODY_TIMEOUT, which is 10 s.
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 /// Empty writes fill no buffer, and are no sign of life.

@@ -3,6 +3,7 @@
 
 mod harness;
 
+use harness::http2::{frame, http2_head, http2_without_window};
 use harness::{
     Connection, RAW, Server, allow_files, alone, await_that, established, p99_of_a_client,
 };
@@ -37,23 +38,26 @@ fn assert_served(address: SocketAddr) {
 fn computing_guest_leaves_others_their_turn_and_ends_in_time() {
     let _alone = alone();
     let server = Server::on_one_core(RAW);
-    let mut looping = Connection::open(server.address);
-    let begun = Instant::now();
-    looping.send_request("GET", "/loop").expect("sent");
-    // Two seconds of a computing guest or so.
-    let mut rounds = 0;
-    while begun.elapsed() < Duration::from_secs(2) {
-        assert_served(server.address);
-        rounds += 1;
-    }
-    assert!(rounds > 0);
-    let response = looping.answer("GET").expect("a response");
-    assert_eq!(response.status, 504);
-    let took = begun.elapsed();
-    assert!(
-        (Duration::from_secs(5)..Duration::from_secs(7)).contains(&took),
-        "{took:?}"
-    );
+    const LIMIT: Duration = Duration::from_secs(5);
+    let round = || {
+        let mut looping = Connection::open(server.address);
+        let begun = Instant::now();
+        looping.send_request("GET", "/loop").expect("sent");
+        let p99 = p99_of_a_client(server.address);
+        // Otherwise the guest had ended before the others were served.
+        let is_beside = begun.elapsed() < LIMIT;
+        let response = looping.answer("GET").expect("a response");
+        assert_eq!(response.status, 504);
+        let took = begun.elapsed();
+        assert!(
+            (LIMIT..LIMIT + Duration::from_secs(2)).contains(&took),
+            "{took:?}"
+        );
+        println!("p99 of a healthy client: {p99:?}, is beside: {is_beside}");
+        is_beside && p99 < MAX_P99
+    };
+    // Other work on the machine can make a round slow.
+    assert!((0..3).any(|_| round()));
 }
 
 /// Sends a request over as many connections at once; returns the responses' bodies, or their status if it is not 200.
@@ -171,6 +175,21 @@ fn steady_client_may_take_longer_than_a_guest() {
             }
             let response = connection.answer("POST").expect("a response");
             assert_eq!(response.body, length.to_string().as_bytes());
+        });
+        // One that takes its time for a response has the whole time for the head of the next request after it.
+        scope.spawn(|| {
+            let mut connection = Connection::open_narrow(server.address);
+            let post = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nfour";
+            let get = "GET /60k HTTP/1.1\r\nHost: test\r\n\r\n";
+            connection.send(format!("{get}{post}")).expect("sent");
+            // For longer than HEADER_TIMEOUT.
+            for _ in 0..24 {
+                connection.read_some(1 << 10).expect("a piece");
+                thread::sleep(Duration::from_millis(500));
+            }
+            connection
+                .read_until(b"\r\n\r\n4")
+                .expect("the rest, and a response");
         });
         scope.spawn(|| {
             let mut connection = Connection::open(server.address);
@@ -307,30 +326,6 @@ fn slow_clients_hold_no_sandbox_that_others_need() {
     }
 }
 
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = payload.len() as u32;
-    let head = [
-        &length.to_be_bytes()[1..],
-        &[kind, flags],
-        &stream.to_be_bytes(),
-    ]
-    .concat();
-    [&head, payload].concat()
-}
-
-/// The begin of an HTTP/2 connection whose streams have a window of no bytes, with requests for `/`.
-fn http2_without_window(requests: u32) -> Vec<u8> {
-    let settings = [0, 4, 0, 0, 0, 0];
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut bytes = [preface, frame(4, 0, 0, &settings)].concat();
-    for request in 0..requests {
-        // GET, http, / and the authority `test` (RFC 7541, appendix A), with END_STREAM and END_HEADERS.
-        bytes.extend(frame(1, 5, 1 + 2 * request, b"\x82\x86\x84\x41\x04test"));
-    }
-    bytes
-}
-
 /// The same with a request for this path.
 fn http2_without_window_get(path: &str) -> Vec<u8> {
     [
@@ -351,12 +346,6 @@ fn http2_upload(bytes: usize) -> Vec<u8> {
         upload.extend(frame(0, 0, 1, piece));
     }
     upload
-}
-
-/// Fields of a request (RFC 7541, appendix A): the method's index, http, a path and the authority `test`.
-fn http2_head(method: u8, path: &str) -> Vec<u8> {
-    let path = [&[0x44, path.len() as u8], path.as_bytes()].concat();
-    [&[method, 0x86], &path[..], b"\x41\x04test"].concat()
 }
 
 /// Half a head of 31 KB over HTTP/2: the rest of the frames is missing.

@@ -681,6 +681,8 @@ enum Reply {
     Status(&'static [u16]),
     /// The connection goes on.
     Ignored,
+    /// The connection goes on, and a PING is acknowledged.
+    Acknowledged,
     /// The connection goes on, or ends with this code.
     Endured(u32),
 }
@@ -714,6 +716,7 @@ impl Reply {
             },
             Self::Status(any) => seen.status.is_some_and(|s| any.contains(&s)) && goes_on,
             Self::Ignored => goes_on,
+            Self::Acknowledged => goes_on && seen.ponged,
             Self::Endured(code) => goes_on || seen.closed && is(code, seen.goaway),
         }
     }
@@ -729,6 +732,7 @@ struct Seen {
     /// Of the stream [`LAST`].
     last: Option<u16>,
     goaway: Option<u32>,
+    ponged: bool,
     closed: bool,
 }
 
@@ -742,6 +746,7 @@ impl Seen {
                 seen.closed = true;
                 break;
             };
+            seen.ponged |= kind == PING && payload == b"12345678";
             match (kind, id) {
                 (HEADERS, 1) => seen.status = seen.status.or(Some(status(&payload))),
                 (HEADERS, LAST) => seen.last = Some(status(&payload)),
@@ -838,10 +843,11 @@ fn prefaces() -> Vec<Frames> {
     ]
 }
 
-/// RFC 9113, sections 4 to 6: frames by themselves, and their order.
+/// RFC 9113, sections 4 to 6: frames by themselves, and their order. All that `h2spec` sends here, but for what it sends
+/// after it has the response.
 #[rustfmt::skip] // A row is a line.
 fn frames() -> Vec<Frames> {
-    use Reply::{Closed, Endured, Ignored, Refused, Status};
+    use Reply::{Acknowledged, Closed, Endured, Ignored, Refused, Status};
     let get = || headers(1, END, FIELDS);
     let post = &headers(1, END_HEADERS, &FIELDS.replace("GET", "POST"));
     let after = |begin: &[u8], kind, flags, stream, payload: &[u8]| [begin, &frame(kind, flags, stream, payload)].concat();
@@ -850,6 +856,7 @@ fn frames() -> Vec<Frames> {
     let open = &frame(HEADERS, END_STREAM, 1, &block(FIELDS)); // Its fields go on.
     vec![
         ("SETTINGS acknowledged", [frame(SETTINGS, ACK, 0, b""), get()].concat(), Status(&[200])),
+        ("DATA of 16,384 bytes", after(post, DATA, END_STREAM, 1, &[0; 16_384]), Status(&[405])),
         ("DATA of 16,385 bytes", after(post, DATA, 0, 1, &[0; 16_385]), Closed(FRAME_SIZE_ERROR)),
         ("HEADERS of 16,385 bytes", frame(HEADERS, END, 1, &[0; 16_385]), Closed(FRAME_SIZE_ERROR)),
         ("an unknown frame of 16,385 bytes", frame(0xbe, 0, 0, &[0; 16_385]), Closed(FRAME_SIZE_ERROR)),
@@ -862,6 +869,11 @@ fn frames() -> Vec<Frames> {
         ("HEADERS on stream 2", headers(2, END, FIELDS), Closed(PROTOCOL_ERROR)),
         ("HEADERS on a lower stream", [headers(5, END, FIELDS), headers(3, END, FIELDS)].concat(), Closed(STREAM_CLOSED)),
         ("HEADERS again", [post.clone(), after(b"", DATA, END_STREAM, 1, b""), get()].concat(), Refused(STREAM_CLOSED)),
+        ("HEADERS after a reset", [after(post, RST_STREAM, 0, 1, b"\0\0\0\x08"), get()].concat(), Refused(STREAM_CLOSED)),
+        ("HEADERS with padding", padded(HEADERS, 3, &[&block(FIELDS)[..], &[0; 3]].concat()), Status(&[200])),
+        ("HEADERS with a priority", frame(HEADERS, END | WEIGHED, 1, &[&[0, 0, 0, 0, 255], &block(FIELDS)[..]].concat()), Status(&[200])),
+        ("HEADERS with padding and a priority",
+            frame(HEADERS, END | PADDED | WEIGHED, 1, &[&[1, 0, 0, 0, 0, 0], &block(FIELDS)[..], &[0]].concat()), Status(&[200])),
         ("HEADERS padded more than they have", padded(HEADERS, 200, &block(FIELDS)), Closed(PROTOCOL_ERROR)),
         ("HEADERS padded without the length", frame(HEADERS, END | PADDED, 1, b""), Closed(FRAME_SIZE_ERROR)),
         ("HEADERS with half a priority", frame(HEADERS, END | WEIGHED, 1, b"\0\0\0"), Closed(FRAME_SIZE_ERROR)),
@@ -877,11 +889,14 @@ fn frames() -> Vec<Frames> {
         ("DATA padded to the last byte", [&post[..], &padded(DATA, 5, b"\0\0\0\0\0")].concat(), Status(&[405])),
         ("PRIORITY on stream 0", frame(PRIORITY, 0, 0, b"\0\0\0\x03\x0f"), Closed(PROTOCOL_ERROR)),
         ("PRIORITY of 4 bytes", after(post, PRIORITY, 0, 1, b"\0\0\0\0"), Refused(FRAME_SIZE_ERROR)),
+        ("PRIORITY on an idle stream", [frame(PRIORITY, 0, 1, b"\0\0\0\0\0"), get()].concat(), Status(&[200])),
+        ("PRIORITY after the end", [get(), frame(PRIORITY, 0, 1, b"\x80\0\0\0\xff")].concat(), Status(&[200])),
         ("PRIORITY that depends on itself", frame(PRIORITY, 0, 1, b"\0\0\0\x01\x0f"), Endured(PROTOCOL_ERROR)),
         ("RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, b"\0\0\0\x08"), Closed(PROTOCOL_ERROR)),
         ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, b"\0\0\0\x08"), Closed(PROTOCOL_ERROR)),
         ("RST_STREAM of 3 bytes", after(post, RST_STREAM, 0, 1, b"\0\0\0"), Closed(FRAME_SIZE_ERROR)),
         ("RST_STREAM of 5 bytes", after(post, RST_STREAM, 0, 1, b"\0\0\0\0\0"), Closed(FRAME_SIZE_ERROR)),
+        ("RST_STREAM after the end", [get(), frame(RST_STREAM, 0, 1, b"\0\0\0\x08")].concat(), Ignored),
         ("RST_STREAM with an unknown code", after(post, RST_STREAM, 0, 1, b"\xff\xff\xff\xff"), Ignored),
         // Section 6.5.
         ("SETTINGS of 5 bytes", frame(SETTINGS, 0, 0, b"\0\x03\0\0\0"), Closed(FRAME_SIZE_ERROR)),
@@ -893,22 +908,31 @@ fn frames() -> Vec<Frames> {
         ("SETTINGS with frames of 16,383 bytes", setting(5, 16_383), Closed(PROTOCOL_ERROR)),
         ("SETTINGS with frames of 16 MiB", setting(5, 1 << 24), Closed(PROTOCOL_ERROR)),
         ("SETTINGS with an unknown one", [setting(0xbeef, 1), get()].concat(), Status(&[200])),
+        ("SETTINGS with a window of a byte", [setting(4, 1), get()].concat(), Status(&[200])),
+        ("SETTINGS with two windows",
+            [frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\x64\0\x04\0\0\0\x01"), get()].concat(), Status(&[200])),
+        ("SETTINGS with a window after a request", [setting(4, 0), get(), setting(4, 1)].concat(), Status(&[200])),
+        ("SETTINGS that make a window negative",
+            [setting(4, 3), get(), setting(4, 2), frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\x02")].concat(), Status(&[200])),
         ("SETTINGS with a table of none", [setting(1, 0), get()].concat(), Status(&[200])),
         ("SETTINGS with a table of 4 GiB", [setting(1, u32::MAX), get()].concat(), Status(&[200])),
         ("SETTINGS with a list of 1 byte", [setting(6, 1), get()].concat(), Status(&[200])),
         ("PUSH_PROMISE", after(post, PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &block(FIELDS)[..]].concat()), Closed(PROTOCOL_ERROR)),
+        ("PING", frame(PING, 0, 0, b"12345678"), Acknowledged),
         ("PING of 7 bytes", frame(PING, 0, 0, b"1234567"), Closed(FRAME_SIZE_ERROR)),
         ("PING of 9 bytes", frame(PING, 0, 0, b"123456789"), Closed(FRAME_SIZE_ERROR)),
         ("PING on a stream", frame(PING, 0, 1, b"12345678"), Closed(PROTOCOL_ERROR)),
         ("PING acknowledged that nobody sent", frame(PING, ACK, 0, b"12345678"), Ignored),
         ("GOAWAY on a stream", frame(GOAWAY, 0, 1, b"\0\0\0\0\0\0\0\0"), Closed(PROTOCOL_ERROR)),
         ("GOAWAY of 7 bytes", frame(GOAWAY, 0, 0, b"\0\0\0\0\0\0\0"), Closed(FRAME_SIZE_ERROR)),
+        ("GOAWAY with an unknown code", frame(GOAWAY, 0, 0, b"\0\0\0\0\xff\xff\xff\xff"), Endured(PROTOCOL_ERROR)),
         ("GOAWAY, then requests", [frame(GOAWAY, 0, 0, b"\0\0\0\0\0\0\0\0hello"), get()].concat(), Endured(PROTOCOL_ERROR)),
         // Section 6.9.
         ("WINDOW_UPDATE of none", frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\0"), Closed(PROTOCOL_ERROR)),
         ("WINDOW_UPDATE of none for a stream", after(post, WINDOW_UPDATE, 0, 1, b"\0\0\0\0"), Refused(PROTOCOL_ERROR)),
         ("WINDOW_UPDATE that overflows", frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), Closed(FLOW_CONTROL_ERROR)),
         ("WINDOW_UPDATE that overflows a stream", after(post, WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), Refused(FLOW_CONTROL_ERROR)),
+        ("WINDOW_UPDATE after the end", [get(), frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\x01")].concat(), Status(&[200])),
         ("WINDOW_UPDATE on an idle stream", frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\x01"), Closed(PROTOCOL_ERROR)),
         ("WINDOW_UPDATE of 3 bytes", frame(WINDOW_UPDATE, 0, 0, b"\0\0\x01"), Closed(FRAME_SIZE_ERROR)),
         ("SETTINGS that overflow a stream's window",
@@ -916,6 +940,15 @@ fn frames() -> Vec<Frames> {
         // Section 6.10: nothing comes between HEADERS and their CONTINUATION.
         ("CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, &block(FIELDS)), Closed(PROTOCOL_ERROR)),
         ("CONTINUATION of HEADERS that ended", after(post, CONTINUATION, END_HEADERS, 1, &block("x=y")), Closed(PROTOCOL_ERROR)),
+        ("CONTINUATION of CONTINUATION that ended",
+            [&open[..], &frame(CONTINUATION, END_HEADERS, 1, b""), &frame(CONTINUATION, END_HEADERS, 1, b"")].concat(), Closed(PROTOCOL_ERROR)),
+        ("CONTINUATION of DATA",
+            [post.clone(), frame(DATA, END_STREAM, 1, b"x"), frame(CONTINUATION, END_HEADERS, 1, b"")].concat(), Closed(PROTOCOL_ERROR)),
+        ("CONTINUATION after a reset",
+            [after(post, RST_STREAM, 0, 1, b"\0\0\0\x08"), frame(CONTINUATION, END_HEADERS, 1, b"")].concat(), Closed(STREAM_CLOSED)),
+        ("CONTINUATION three times", [&open[..], &frame(CONTINUATION, 0, 1, &block("x=y")).repeat(2), &frame(CONTINUATION, END_HEADERS, 1, b"")].concat(), Status(&[200])),
+        ("CONTINUATION after PRIORITY",
+            [&open[..], &frame(PRIORITY, 0, 1, b"\0\0\0\0\0"), &frame(CONTINUATION, END_HEADERS, 1, b"")].concat(), Closed(PROTOCOL_ERROR)),
         ("CONTINUATION on stream 0", after(open, CONTINUATION, END_HEADERS, 0, &block("x=y")), Closed(PROTOCOL_ERROR)),
         ("CONTINUATION on another stream", after(open, CONTINUATION, END_HEADERS, 3, &block("x=y")), Closed(PROTOCOL_ERROR)),
         ("CONTINUATION after DATA",
@@ -1056,6 +1089,7 @@ fn requests() -> Vec<Frames> {
         ("CONNECT with a path", ":method=CONNECT|:scheme=http|:authority=test:80|:path=/", malformed),
         ("CONNECT without an authority", ":method=CONNECT", malformed),
         ("CONNECT without a port", ":method=CONNECT|:authority=test", malformed),
+        ("CONNECT with a length", ":method=CONNECT|:authority=test:80|content-length=5", malformed),
         ("CONNECT to a protocol", ":method=CONNECT|:protocol=websocket|:scheme=http|:authority=test|:path=/", malformed),
     ] {
         rows.push((name, headers(1, END, fields), reply));

@@ -2,6 +2,7 @@
 
 mod harness;
 
+use harness::http2::Http2;
 use harness::{
     Connection, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that, command, run,
 };
@@ -48,6 +49,11 @@ fn listener_has_livez_and_readyz_and_nothing_else() {
     }
     let response = Connection::open(address).request("POST", "/livez");
     assert_eq!(response.expect("a response").status, 405);
+    // A response of the server's own has no body for HEAD, over HTTP/2 as well (RFC 9110, section 9.3.2).
+    let head = Http2::connect(address).request("HEAD", "/livez");
+    assert_eq!(head.status, 200);
+    assert_eq!(head.header("content-length"), ["2"]);
+    assert!(head.body.is_empty());
     // The traffic has neither, and the access log has only the traffic.
     assert_eq!(get(server.address, "/livez").0, 404);
     assert!(server.line().contains(" GET /livez 404 "));
@@ -82,6 +88,8 @@ fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
     await_that("it is not ready", || {
         get(address, "/readyz") == (503, "shutting down".into())
     });
+    let response = Connection::open(address).request("GET", "/readyz");
+    assert_eq!(response.expect("a response").header("retry-after"), ["1"]);
     assert_eq!(get(address, "/livez").0, 200);
     // On a new connection, which may stay.
     let mut connection = Connection::open(server.address);
@@ -127,14 +135,16 @@ fn no_load_makes_the_server_unhealthy() {
     // All sandboxes, at the defaults, by guests that compute and guests that wait.
     for path in ["/loop", "/wait"] {
         let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
-        let _busy: Vec<_> = (0..64)
-            .map(|_| {
+        let mut busy = Vec::new();
+        await_that("no sandbox is left", || {
+            // A request that asks takes a sandbox, too, so that one of the others may be rejected.
+            for _ in 0..64 {
                 let mut connection = Connection::open(server.address);
                 connection.send_request("GET", path).expect("sent");
-                connection
-            })
-            .collect();
-        await_that("no sandbox is left", || get(server.address, "/").0 == 503);
+                busy.push(connection);
+            }
+            get(server.address, "/").0 == 503
+        });
         assert!(healthcheck(management(&server)), "{path}");
         assert_eq!(get(management(&server), "/livez").0, 200, "{path}");
     }

@@ -2,9 +2,10 @@
 
 mod harness;
 
+use harness::http2::{frame, http2_head, http2_without_window};
 use harness::{
-    Answer, CHUNKED_POST, Connection, PROGRAM, Server, WASI, assert_error, await_that, command,
-    run, words,
+    Answer, CHUNKED_POST, Connection, PROGRAM, RAW, Server, WASI, assert_error, await_that,
+    command, run, words,
 };
 use rustix::process::Signal;
 use std::fs;
@@ -179,8 +180,72 @@ fn a_client_that_never_finishes_does_not_keep_it() {
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
     server.signal(Signal::TERM);
     server.lines_until("shutting down, 1 connections open");
-    server.lines_until("out of time: 1 connections cut");
+    server.lines_until("out of time: 0 requests on 1 connection cut");
     assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn request_that_the_drain_cuts_is_logged_as_such() {
+    for format in ["text", "json"] {
+        let env = [
+            &PATIENT[..],
+            &[("DRAIN_TIMEOUT", "400ms"), ("LOG_FORMAT", format)],
+        ];
+        let mut server = Server::start(RAW, &env.concat());
+        let mut connection = Connection::open(server.address);
+        connection.send_request("GET", "/wait").expect("sent");
+        server.lines_until("guest: waiting");
+        server.signal(Signal::TERM);
+        server.lines_until("out of time: 1 request on 1 connection cut");
+        let line = server.line();
+        let (request, end) = match format {
+            "text" => (" GET /wait 503 0B ", "us cut"),
+            _ => (
+                r#""method":"GET","path":"/wait","status":503,"#,
+                r#","cut":true}"#,
+            ),
+        };
+        assert!(line.contains(request) && line.ends_with(end), "{line}");
+        assert_eq!(server.end().code(), Some(0));
+    }
+}
+
+/// What hyper refuses by itself, and what never comes whole, has a line, too.
+#[test]
+fn request_without_a_head_is_logged() {
+    let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "200ms")]);
+    let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(40 << 10));
+    for (bytes, status) in [
+        ("GET / HTTP/1.1\r\n:\r\n\r\n", 400),
+        (&long, 431),
+        ("GET /", 408),
+    ] {
+        let mut connection = Connection::open(server.address);
+        // The server may close before it has everything.
+        let _ = connection.send(bytes);
+        let line = server.line();
+        assert!(line.contains(&format!(" - - {status} 0B ")), "{line}");
+    }
+    // A field of the connection is malformed (RFC 9113, section 8.2.2), and a head may have 32 KiB.
+    let malformed = [&http2_head(0x82, "/")[..], b"\x00\x0aconnection\x01x"].concat();
+    // A value of 40,000 bytes (RFC 7541, section 5.1).
+    let large = [&http2_head(0x82, "/")[..], b"\x00\x01x\x7f\xc1\xb7\x02"].concat();
+    let good = http2_head(0x82, "/wait");
+    let mut connection = Connection::open(server.address);
+    connection.send(http2_without_window(0)).expect("sent");
+    connection.send(frame(1, 5, 1, &good)).expect("sent");
+    server.lines_until("guest: waiting");
+    connection.send(frame(1, 5, 3, &malformed)).expect("sent");
+    let line = server.line();
+    assert!(line.contains(" - - 400 0B "), "{line}");
+    let rest = [0, 0, 4].map(|flags| {
+        let bytes = if flags == 0 { 16_000 } else { 8_000 };
+        frame(9, flags, 5, &vec![b'x'; bytes])
+    });
+    let large = [frame(1, 1, 5, &large), rest.concat()].concat();
+    connection.send(large).expect("sent");
+    let line = server.line();
+    assert!(line.contains(" - - 431 0B "), "{line}");
 }
 
 #[test]
@@ -192,7 +257,7 @@ fn a_second_signal_ends_it_at_once() {
     server.signal(Signal::TERM);
     server.lines_until("shutting down");
     server.signal(Signal::TERM);
-    server.lines_until("told again: ending at once");
+    server.lines_until("told again: 0 requests on 1 connection cut");
     assert_eq!(server.end().code(), Some(0));
 }
 
@@ -309,6 +374,7 @@ fn the_access_log_can_be_off() {
 fn no_request_can_write_control_characters_to_the_log() {
     let mut server = Server::start(WASI, &[]);
     let mut sent = 0;
+    // Those that the server itself refuses have a line, too.
     for byte in (0..=0x1f)
         .chain(0x7f..=0xff)
         .filter(|byte| !b"\r\n".contains(byte))
@@ -316,7 +382,9 @@ fn no_request_can_write_control_characters_to_the_log() {
         let mut connection = Connection::open(server.address);
         let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
         connection.send(request).expect("sent");
-        sent += u32::from(connection.answer("GET").expect("an answer").status == 404);
+        let status = connection.answer("GET").expect("an answer").status;
+        assert!([400, 404].contains(&status), "{status}");
+        sent += 1;
     }
     get(&server, "/end").expect("an answer");
     let mut lines = 0;

@@ -3,12 +3,12 @@
 
 mod harness;
 
+use harness::http2::Http2;
 use harness::{Connection, QUIET, SERVICES, Server, await_that};
 use rustix::process::Signal;
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
@@ -408,68 +408,4 @@ fn response_without_content_has_no_length() {
         let next = connection.request("GET", "/").expect("a response");
         assert_eq!(next.body, b"fine", "{entry}");
     });
-}
-
-/// An HTTP/2 connection, with the runtime that it needs.
-struct Http2 {
-    runtime: tokio::runtime::Runtime,
-    client: h2::client::SendRequest<bytes::Bytes>,
-}
-
-type Response = h2::client::ResponseFuture;
-
-impl Http2 {
-    fn connect(address: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().expect("a runtime");
-        let client = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await;
-            let handshake = h2::client::handshake(stream.expect("connected"));
-            let (client, connection) = handshake.await.expect("HTTP/2");
-            tokio::spawn(connection);
-            client
-        });
-        Self { runtime, client }
-    }
-
-    fn send(
-        &mut self,
-        method: &str,
-        path: &str,
-        whole: bool,
-    ) -> (Response, h2::SendStream<bytes::Bytes>) {
-        let ready = self.runtime.block_on(self.client.clone().ready());
-        self.client = ready.expect("an open connection");
-        let request = http::Request::builder().method(method);
-        let request = request.uri(format!("http://test{path}")).body(());
-        let sent = self.client.send_request(request.expect("a request"), whole);
-        sent.expect("sent")
-    }
-
-    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        let limited = async { tokio::time::timeout(harness::PATIENCE, future).await };
-        self.runtime.block_on(limited).expect("in time")
-    }
-
-    /// Waits until a condition holds, while the connection sends and receives.
-    fn wait_until(&self, mut condition: impl FnMut() -> bool) {
-        self.wait(async {
-            while !condition() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-    }
-
-    /// The number of bytes that a body has.
-    fn read_to_end(&self, mut body: h2::RecvStream) -> Result<usize, h2::Error> {
-        self.wait(async {
-            let mut bytes = 0;
-            while let Some(piece) = body.data().await {
-                let piece = piece?;
-                bytes += piece.len();
-                body.flow_control().release_capacity(piece.len())?;
-            }
-            Ok(bytes)
-        })
-    }
 }

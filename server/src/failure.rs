@@ -48,6 +48,19 @@ impl Failure {
         Self::Refused(format!("{code:?}"))
     }
 
+    /// Returns what there is not enough of for the request, if that is why it fails.
+    pub fn lack(&self) -> Option<&'static str> {
+        match self {
+            Self::Busy => Some("MAX_REQUESTS are in the component"),
+            Self::Memory => Some("no memory is left in GUEST_MEMORY_TOTAL"),
+            Self::Transfers => {
+                Some("half of MAX_REQUESTS have large bodies, or clients that pause")
+            }
+            Self::Buffers => Some("the buffers of all connections are taken"),
+            _ => None,
+        }
+    }
+
     /// The status to respond with.
     pub fn status(&self) -> StatusCode {
         match self {
@@ -80,13 +93,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Busy => write!(f, "MAX_REQUESTS are in the component"),
-            Self::Memory => write!(f, "no memory is left in GUEST_MEMORY_TOTAL"),
-            Self::Transfers => write!(
-                f,
-                "half of MAX_REQUESTS have large bodies, or clients that pause"
-            ),
-            Self::Buffers => write!(f, "the buffers of all connections are taken"),
+            Self::Busy | Self::Memory | Self::Transfers | Self::Buffers => {
+                write!(f, "{}", self.lack().unwrap_or_default())
+            }
             Self::NoWholeRequest => write!(f, "the request's body is not whole"),
             Self::Stalled => write!(f, "the client sends the request's body too slowly"),
             Self::Refused(code) => write!(f, "the guest refused the request: {code}"),

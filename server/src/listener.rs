@@ -6,13 +6,13 @@ use crate::buffers::Buffers;
 use crate::component::Component;
 use crate::config::Config;
 use crate::host::Shared;
-use crate::log::{Log, Often};
+use crate::log::Log;
 use crate::management::{self, Health};
 use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
-use crate::service::{Handler, Rejected, Service};
+use crate::service::{Handler, Service};
 use crate::transport::{self, NO_ROOM};
-use crate::worker::{Connection, Worker};
+use crate::worker::{Connection, LINGER, Worker};
 use rustix::io::{Errno, dup};
 use rustix::net::listen;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,7 +21,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -30,18 +30,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-/// How long idle connections stay open when the server shuts down. A client that sent its next
-/// request before it saw the shutdown is still answered.
-const LINGER: Duration = Duration::from_millis(300);
-
 /// Clients that can be told so at a time; more are cut without a word.
 const TOLD: u64 = 256;
 
 /// How long one of them may take to hear it.
 const TELLING: Duration = Duration::from_secs(1);
 
-/// Timeouts of the management listener's connections.
-const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Timeouts of the management listener's connections. While all are taken by clients that say nothing, another waits as long.
+const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait after `accept` failed for another reason than a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -194,7 +190,8 @@ impl Server {
             }
         }
         // From here on the listener refuses. Who has connected by now is still served.
-        self.service.draining.store(true, Ordering::Relaxed);
+        let shutdown = &self.service.shutdown;
+        shutdown.is_draining.store(true, Ordering::Relaxed);
         let listener = door.close().map_err(error)?;
         while let Ok((stream, peer)) = listener.accept()
             && let Ok(place) = places.clone().try_acquire_owned()
@@ -227,12 +224,20 @@ impl Server {
                 let _ = places.acquire_many(all).await;
             }
         };
-        tokio::select! {
-            () = drained => {}
-            () = told_again => self.log.event(format_args!("told again: ending at once")),
-            () = sleep(self.config.drain_timeout) => {
-                self.log.event(format_args!("out of time: {} connections cut", open()));
-            }
+        let why = tokio::select! {
+            () = drained => None,
+            () = told_again => Some("told again"),
+            () = sleep(self.config.drain_timeout) => Some("out of time"),
+        };
+        if let Some(why) = why {
+            shutdown.is_cutting.store(true, Ordering::Relaxed);
+            let requests = shutdown.requests.load(Ordering::Relaxed);
+            let connections = open();
+            self.log.event(format_args!(
+                "{why}: {} on {} cut",
+                counted(requests, "request"),
+                counted(connections, "connection")
+            ));
         }
         for worker in workers {
             worker.end();
@@ -253,10 +258,14 @@ fn service(
         log: log.clone(),
         access_log,
         body_timeout: config.body_timeout,
-        rejected: Rejected::default(),
         buffers,
-        draining: AtomicBool::new(false),
+        shutdown: Arc::default(),
     }
+}
+
+fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 /// One worker for each core that this process may use (a container's CPU limit counts).
@@ -357,7 +366,6 @@ struct Door {
     /// Given up when there are no more file descriptors, to have one to turn clients away with.
     spare: Option<OwnedFd>,
     being_told: Arc<Semaphore>,
-    turned_away: Often,
     log: Log,
 }
 
@@ -367,7 +375,6 @@ impl Door {
             spare: dup(&listener).ok(),
             listener: tokio::net::TcpListener::from_std(listener)?,
             being_told: Arc::new(Semaphore::new(told)),
-            turned_away: Often::default(),
             log,
         })
     }
@@ -398,10 +405,11 @@ impl Door {
                 // The client was gone before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    self.log.often(&self.turned_away, |count| {
+                    let is_lack_of_files = is_lack_of_files(&error);
+                    self.log.often("accept", move |count| {
                         format!("cannot accept connections: {error} ({count} times)")
                     });
-                    if is_lack_of_files(&error) && self.spare.take().is_some() {
+                    if is_lack_of_files && self.spare.take().is_some() {
                         self.cut_one().await;
                     } else {
                         sleep(ACCEPT_PAUSE).await;
@@ -414,7 +422,7 @@ impl Door {
 
     /// Tells a client in the background that there is no room.
     fn turn_away(&mut self, mut stream: tokio::net::TcpStream) {
-        self.log.often(&self.turned_away, |count| {
+        self.log.often("turned away", |count| {
             format!("MAX_CONNECTIONS are open: {count} more turned away")
         });
         let Ok(told) = self.being_told.clone().try_acquire_owned() else {

@@ -21,7 +21,7 @@ const BATCH: Duration = Duration::from_millis(5);
 /// Capacity that a buffer keeps between batches.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// How often at most [`Log::often`] speaks.
+/// The least time between two lines of a kind that [`Log::often`] writes.
 const OFTEN: Duration = Duration::from_secs(1);
 
 /// How a line is written.
@@ -31,27 +31,40 @@ pub enum Format {
     Json,
 }
 
-/// One request and its answer.
+/// One request and its response.
 #[derive(Clone, Debug)]
 pub struct Access {
     pub peer: SocketAddr,
-    pub method: http::Method,
+    /// `None` if no head has come that could be read.
+    pub method: Option<http::Method>,
     pub path: String,
     pub status: u16,
     /// Bytes of the body that were passed on.
     pub bytes: u64,
     /// From the request's head to the end of the body.
     pub took: Duration,
+    /// Set when the server has cut it at the end of a drain.
+    pub is_cut: bool,
 }
 
 /// What happens too often under load to be logged each time.
-#[derive(Default)]
-pub struct Often(Mutex<Unsaid>);
-
-#[derive(Default)]
-struct Unsaid {
+struct Repeated {
+    kind: &'static str,
+    /// How often it has happened since the last line.
     count: u64,
-    last: Option<Instant>,
+    /// When that was.
+    last: Instant,
+    message: Message,
+}
+
+/// The message that something has happened so many times.
+type Message = Box<dyn Fn(u64) -> String + Send>;
+
+impl Repeated {
+    /// When the next line is due, if there is anything to say.
+    fn due(&self) -> Option<Instant> {
+        (self.count > 0).then(|| self.last + OFTEN)
+    }
 }
 
 /// A handle on the log, as cheap to clone as a pointer.
@@ -72,6 +85,27 @@ struct State {
     lines: Vec<u8>,
     dropped: u64,
     writing: bool,
+    /// A few kinds, each as long as the process lives.
+    repeated: Vec<Repeated>,
+    /// Set when no more lines are to come.
+    is_ending: bool,
+}
+
+impl State {
+    /// The messages of what has been repeated and is due at this time, or at the end.
+    fn due(&mut self, now: Instant) -> Vec<String> {
+        let mut messages = Vec::new();
+        for repeated in &mut self.repeated {
+            if repeated
+                .due()
+                .is_some_and(|due| due <= now || self.is_ending)
+            {
+                messages.push((repeated.message)(mem::take(&mut repeated.count)));
+                repeated.last = now;
+            }
+        }
+        messages
+    }
 }
 
 impl Log {
@@ -93,18 +127,32 @@ impl Log {
         self.push(&self.event_line(message));
     }
 
-    /// Logs what happens often, at most once a second. `message` gets how often it has happened
-    /// since the last time that it was logged.
-    pub fn often(&self, often: &Often, message: impl FnOnce(u64) -> String) {
-        let mut unsaid = often.0.lock().unwrap_or_else(PoisonError::into_inner);
-        unsaid.count += 1;
-        let due = unsaid.last.is_none_or(|last| last.elapsed() >= OFTEN);
-        if due {
-            let count = mem::take(&mut unsaid.count);
-            unsaid.last = Some(Instant::now());
-            drop(unsaid);
-            self.event(format_args!("{}", message(count)));
+    /// Logs what happens often: at once, and for the rest at most once a second. `message` gets how often it has happened
+    /// since the last line of its kind.
+    pub fn often(&self, kind: &'static str, message: impl Fn(u64) -> String + Send + 'static) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        match state.repeated.iter_mut().find(|it| it.kind == kind) {
+            Some(repeated) if repeated.count > 0 || now < repeated.last + OFTEN => {
+                let is_waited_for = repeated.count > 0;
+                repeated.count += 1;
+                repeated.message = Box::new(message);
+                drop(state);
+                if !is_waited_for {
+                    self.queue.changed.notify_all();
+                }
+                return;
+            }
+            Some(repeated) => repeated.last = now,
+            None => state.repeated.push(Repeated {
+                kind,
+                count: 0,
+                last: now,
+                message: Box::new(|_| String::new()),
+            }),
         }
+        drop(state);
+        self.event(format_args!("{}", message(1)));
     }
 
     /// Logs a request and its answer.
@@ -117,9 +165,14 @@ impl Log {
 
     /// Waits until every line is written, `limit` at most: the reader may have stopped reading.
     pub fn flush(&self, limit: Duration) {
-        let busy = |state: &mut State| state.writing || !state.lines.is_empty();
-        let changed = &self.queue.changed;
-        drop(changed.wait_timeout_while(self.lock(), limit, busy));
+        let busy = |state: &mut State| {
+            let is_due = state.repeated.iter().any(|it| it.due().is_some());
+            state.writing || is_due || !state.lines.is_empty()
+        };
+        let mut state = self.lock();
+        state.is_ending = true;
+        self.queue.changed.notify_all();
+        drop(self.queue.changed.wait_timeout_while(state, limit, busy));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,14 +197,16 @@ impl Log {
     fn write_to(&self, mut out: impl Write) {
         let mut batch = Vec::new();
         loop {
-            let idle = |state: &mut State| state.lines.is_empty();
-            let state = self.queue.changed.wait_while(self.lock(), idle);
-            let mut state = state.unwrap_or_else(PoisonError::into_inner);
+            let (mut state, repeated) = self.wait();
             mem::swap(&mut batch, &mut state.lines);
             let dropped = mem::take(&mut state.dropped);
             state.writing = true;
             drop(state);
 
+            for message in repeated {
+                let line = self.event_line(format_args!("{message}"));
+                batch.extend_from_slice(line.as_bytes());
+            }
             if dropped > 0 {
                 let line = self.event_line(format_args!(
                     "{dropped} lines of log lost: its reader is too slow"
@@ -166,6 +221,30 @@ impl Log {
             self.lock().writing = false;
             self.queue.changed.notify_all();
             thread::sleep(BATCH);
+        }
+    }
+
+    /// Waits until there is something to write; with it come the messages of what has been repeated.
+    fn wait(&self) -> (MutexGuard<'_, State>, Vec<String>) {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let repeated = state.due(now);
+            if !repeated.is_empty() || !state.lines.is_empty() {
+                return (state, repeated);
+            }
+            let changed = &self.queue.changed;
+            let due = state.repeated.iter().filter_map(Repeated::due).min();
+            state = match due {
+                Some(due) => {
+                    let waited = changed.wait_timeout(state, due - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    let waited = changed.wait(state);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
         }
     }
 
@@ -198,16 +277,23 @@ impl Access {
             status: u16,
             bytes: u64,
             us: u128,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            cut: Option<bool>,
         }
         json(&Line {
             time: now(),
             peer: self.peer,
-            method: self.method.as_str(),
+            method: self.method(),
             path: printable(&self.path),
             status: self.status,
             bytes: self.bytes,
             us: self.took.as_micros(),
+            cut: self.is_cut.then_some(true),
         })
+    }
+
+    fn method(&self) -> &str {
+        self.method.as_ref().map_or("-", http::Method::as_str)
     }
 }
 
@@ -216,12 +302,17 @@ impl fmt::Display for Access {
         let (now, path, took) = (now(), printable(&self.path), self.took.as_micros());
         let Self {
             peer,
-            method,
             status,
             bytes,
             ..
         } = self;
-        write!(f, "{now} {peer} {method} {path} {status} {bytes}B {took}us")
+        let method = self.method();
+        write!(f, "{now} {peer} {method} {path} {status} {bytes}B {took}us")?;
+        if self.is_cut {
+            write!(f, " cut")
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! - A look-up of a name goes on when nobody waits for it any more, on a thread of the runtime, and the next ones queue up
 //!   behind it. So a name is looked up here first, and by the library only once it has resolved; both hold a permit.
 
-use crate::log::{Log, Often};
+use crate::log::Log;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
@@ -244,8 +244,6 @@ pub struct Outbound {
     longest: Duration,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
-    denied: Often,
-    too_many: Often,
 }
 
 /// A future as `wasmtime-wasi-http` has it.
@@ -261,8 +259,6 @@ impl Outbound {
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             longest: guest_timeout,
-            denied: Often::default(),
-            too_many: Often::default(),
             limits,
         }
     }
@@ -286,10 +282,10 @@ impl Outbound {
         let allowed = Destination::of(uri)
             .filter(|to| self.limits.allowed.iter().any(|host| host.allows(to)));
         let Some(destination) = allowed else {
-            log.often(&self.denied, |count| {
-                let scheme = uri.scheme_str().unwrap_or_default();
-                let authority = uri.authority().map_or("", without_userinfo);
-                let authority: String = authority.chars().take(MAX_LOGGED_CHARS).collect();
+            let scheme = uri.scheme_str().unwrap_or_default().to_owned();
+            let authority = uri.authority().map_or("", without_userinfo);
+            let authority: String = authority.chars().take(MAX_LOGGED_CHARS).collect();
+            log.often("denied", move |count| {
                 format!(
                     "denied {count} outbound requests, the last to {scheme}://{authority}: not in ALLOWED_OUTBOUND_HOSTS"
                 )
@@ -297,7 +293,7 @@ impl Outbound {
             return refused(Error::HttpRequestDenied);
         };
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-            log.often(&self.too_many, |count| {
+            log.often("outbound limit", |count| {
                 format!("outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected {count} outbound requests")
             });
             return refused(Error::ConnectionLimitReached);

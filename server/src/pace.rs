@@ -55,3 +55,34 @@ impl Pace {
         timer.as_mut().poll(cx)
     }
 }
+
+/// Bytes that wait for a client which does not take them.
+#[derive(Clone, Copy)]
+pub struct Blocked {
+    /// When it last was steady.
+    since: Instant,
+    /// What it has taken since then.
+    bytes: usize,
+}
+
+impl Blocked {
+    pub fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Returns when the client last was steady.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Takes note of bytes that the client has taken.
+    pub fn pass(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= STEADY_BYTES {
+            *self = Self::new();
+        }
+    }
+}

@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{Error, WasiBody};
 
 /// Bytes of a body that the host takes before the guest has to wait for the client.
@@ -30,6 +30,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// Bytes of a frame besides its data.
 const FRAME_BYTES: usize = 128;
+
+/// Time for which a guest may wait for a client without a permit, once its response has begun. A client that takes the
+/// response as fast as the guest gives it needs none.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes that a guest may write of a body that nobody wants, such as that of a response to `HEAD`, and
 /// the time that it may take. Then the guest ends, as the client has its response.
@@ -55,6 +59,8 @@ struct Taken {
     frames: VecDeque<Frame<Bytes>>,
     /// Bytes of their data.
     bytes: usize,
+    /// Bytes of their trailers.
+    trailers: usize,
     /// How the body has ended.
     end: Option<Result<(), Error>>,
 }
@@ -62,7 +68,7 @@ struct Taken {
 impl Taken {
     /// Bytes that the frames take.
     fn cost(&self) -> usize {
-        self.bytes + self.frames.len() * FRAME_BYTES
+        self.bytes + self.trailers + self.frames.len() * FRAME_BYTES
     }
 
     fn is_full(&self) -> bool {
@@ -75,6 +81,7 @@ impl Taken {
         let is_empty = bytes == Some(0);
         if !is_empty {
             self.bytes += bytes.unwrap_or_default();
+            self.trailers += frame.trailers_ref().map_or(0, size);
             self.frames.push_back(frame);
         }
         !is_empty
@@ -122,7 +129,7 @@ impl Begun {
         self.taken.is_full()
     }
 
-    /// The response of a guest that has ended, with all of its body and how many bytes that are. `logged` says that the
+    /// The response of a guest that has ended, with all of its body and how many bytes it has. `logged` says that the
     /// guest has written to its standard error.
     pub async fn whole(
         mut self,
@@ -132,7 +139,8 @@ impl Begun {
         if has_no_body(is_head, self.head.status) {
             // Its length, if it has one, is that of the body that is left out (RFC 9110, section 8.6).
             let empty = Either::Left(Full::default());
-            return Ok((Response::from_parts(self.head, empty), 0));
+            let bytes = size(&self.head.headers);
+            return Ok((Response::from_parts(self.head, empty), bytes));
         }
         drain(&mut self.body, &mut self.taken).await;
         match self.taken.end {
@@ -142,7 +150,13 @@ impl Begun {
             Some(Err(error)) => return Err(Failure::Malformed(error)),
             Some(Ok(())) | None => {}
         }
-        let Taken { frames, bytes, .. } = self.taken;
+        let Taken {
+            frames,
+            bytes,
+            trailers,
+            ..
+        } = self.taken;
+        let size = size(&self.head.headers) + bytes + trailers;
         if let Some(claimed) = self.head.headers.get(CONTENT_LENGTH)
             && number(claimed) != Some(bytes)
         {
@@ -159,7 +173,7 @@ impl Begun {
                 Either::Right(body.boxed_unsync())
             }
         };
-        Ok((Response::from_parts(self.head, content), bytes))
+        Ok((Response::from_parts(self.head, content), size))
     }
 
     /// The response of a guest that goes on. Its task ends with it, or when the client has gone.
@@ -188,8 +202,9 @@ impl Begun {
             });
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
+        let is_large = taken.is_full() || size(&head.headers) > FREE_BYTES;
         let transfer = match transfer {
-            None if taken.is_full() => Some(sandbox.transfer().ok_or(Failure::Transfers)?),
+            None if is_large => Some(sandbox.transfer().ok_or(Failure::Transfers)?),
             transfer => transfer,
         };
         let missing = head.headers.get(CONTENT_LENGTH).and_then(number);
@@ -236,14 +251,21 @@ async fn serve(
     mut body: WasiBody,
     pipe: Arc<Pipe>,
 ) -> Result<(), Failure> {
+    let mut pause: Option<Pin<Box<Sleep>>> = None;
     let ended = poll_fn(|cx| {
         loop {
             let (moved, is_full) = pipe.fill(&mut body, cx);
             if is_full && transfer.is_none() {
                 transfer = sandbox.transfer();
-                if transfer.is_none() {
-                    return Poll::Ready(Err(Failure::Transfers));
+            }
+            match &transfer {
+                None if is_full => {
+                    let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
+                    if pause.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Err(Failure::Transfers));
+                    }
                 }
+                _ => pause = None,
             }
             state.is_output_full.store(is_full, Ordering::Relaxed);
             if moved {
@@ -314,6 +336,14 @@ fn join(mut frames: VecDeque<Frame<Bytes>>, bytes: usize) -> (Bytes, Option<Head
     (data.freeze(), trailers)
 }
 
+/// Returns the bytes of fields.
+fn size(fields: &HeaderMap) -> usize {
+    let sizes = fields
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    sizes.sum()
+}
+
 fn number(value: &HeaderValue) -> Option<usize> {
     value.to_str().ok()?.parse().ok()
 }
@@ -380,6 +410,7 @@ impl Pipe {
         let mut state = self.state();
         state.permit = permit;
         state.taken.bytes += rest.bytes;
+        state.taken.trailers += rest.trailers;
         state.taken.frames.extend(rest.frames);
         // A body that has ended by itself is whole, whatever became of the guest since.
         if state.taken.end.is_none() {

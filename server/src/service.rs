@@ -2,7 +2,7 @@
 
 use crate::buffers::{Buffers, FREE_BYTES};
 use crate::failure::Failure;
-use crate::log::{Access, Log, Often};
+use crate::log::{Access, Log};
 use crate::management::Health;
 use crate::request_body::RequestBody;
 use crate::response_body::Content;
@@ -10,15 +10,17 @@ use crate::sandbox::Sandbox;
 use crate::transport::{Activity, Open};
 use crate::validate;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -42,25 +44,40 @@ pub struct Service {
     pub access_log: bool,
     /// Longest silence of a client within a request's body.
     pub body_timeout: Duration,
-    pub rejected: Rejected,
     /// What the connections share.
     pub buffers: Buffers,
-    /// Set when the server shuts down: from then on every answer ends its connection.
-    pub draining: AtomicBool,
+    pub shutdown: Arc<Shutdown>,
 }
 
-/// Requests that got 503, by the reason.
+/// How far the server is in shutting down, and which requests it still has.
 #[derive(Default)]
-pub struct Rejected {
-    requests: Often,
-    memory: Often,
-    transfers: Often,
-    buffers: Often,
-    connections: Often,
+pub struct Shutdown {
+    /// Set when the server drains: from then on every response ends its connection.
+    pub is_draining: AtomicBool,
+    /// Set when the requests that are left are cut.
+    pub is_cutting: AtomicBool,
+    /// Requests whose responses have not passed.
+    pub requests: AtomicUsize,
+}
+
+/// One of [`Shutdown::requests`].
+struct Counted(Arc<Shutdown>);
+
+impl Counted {
+    fn new(shutdown: &Arc<Shutdown>) -> Self {
+        shutdown.requests.fetch_add(1, Ordering::Relaxed);
+        Self(shutdown.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Service {
-    /// Answers a request of the client at `peer`, whatever happens.
+    /// Responds to a request of the client at `peer`, whatever happens.
     pub async fn answer(
         &self,
         peer: SocketAddr,
@@ -68,11 +85,10 @@ impl Service {
         activity: &Arc<Activity>,
     ) -> Response<Answer> {
         let is_http2 = request.version() == Version::HTTP_2;
-        let has_body = !request.body().is_end_stream();
-        let mut open = activity.begin(is_http2, has_body);
-        let mut entry = self
-            .access_log
-            .then(|| Entry::new(&self.log, peer, &request));
+        let is_head = request.method() == Method::HEAD;
+        let mut open = activity.begin();
+        let counted = Counted::new(&self.shutdown);
+        let mut entry = self.access_log.then(|| Entry::new(self, peer, &request));
         let keep_alive_header = request.version() <= Version::HTTP_11;
         let ends_with_connection = request.version() <= Version::HTTP_10;
 
@@ -83,12 +99,21 @@ impl Service {
             Ok(()) => self.ask(request, &mut open).await,
             Err((status, reason)) => plain(status, reason),
         };
-        let (mut head, body) = response.into_parts();
+        let (mut head, mut body) = response.into_parts();
+        if is_head && !body.is_end_stream() {
+            // Only HTTP/1 leaves the body out by itself.
+            let length = body.size_hint().exact().map(HeaderValue::from);
+            length.map(|it| head.headers.insert(CONTENT_LENGTH, it));
+            body = Content::Left(Full::default());
+        }
         // Others wait for the few connections of the management listener.
         let is_only = matches!(self.handler, Handler::Management(_));
         let has_stalled = head.status == StatusCode::REQUEST_TIMEOUT;
         if keep_alive_header
-            && (refused || is_only || has_stalled || self.draining.load(Ordering::Relaxed))
+            && (refused
+                || is_only
+                || has_stalled
+                || self.shutdown.is_draining.load(Ordering::Relaxed))
         {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -96,21 +121,36 @@ impl Service {
         if let Some(entry) = &mut entry {
             entry.access.status = head.status.as_u16();
         }
-        open.wait_for_client(0);
         let body = Answer {
             body,
             piece: is_http2.then_some(HTTP2_PIECE_BYTES),
             rest: Bytes::new(),
             entry,
             open,
+            _counted: counted,
             ends_with_connection,
         };
         Response::from_parts(head, body)
     }
 
+    /// Logs a request of which no head has come that could be served.
+    pub fn log_refused(&self, peer: SocketAddr, status: StatusCode, took: Duration) {
+        if self.access_log {
+            self.log.access(&Access {
+                peer,
+                method: None,
+                path: "-".into(),
+                status: status.as_u16(),
+                bytes: 0,
+                took,
+                is_cut: false,
+            });
+        }
+    }
+
     /// Logs that a connection was cut, as there is no memory for what it holds.
     pub fn log_cut(&self) {
-        self.log.often(&self.rejected.connections, |count| {
+        self.log.often("connections cut", |count| {
             format!("the buffers of all connections are taken: {count} more connections cut")
         });
     }
@@ -129,19 +169,10 @@ impl Service {
             Err(failure) => failure,
         };
         let status = failure.status();
-        let mut response = plain(status, status.canonical_reason().unwrap_or_default());
-        let rejected = match failure {
-            Failure::Busy => Some(&self.rejected.requests),
-            Failure::Memory => Some(&self.rejected.memory),
-            Failure::Transfers => Some(&self.rejected.transfers),
-            Failure::Buffers => Some(&self.rejected.buffers),
-            _ => None,
-        };
-        if let Some(often) = rejected {
-            let soon = HeaderValue::from(1);
-            response.headers_mut().insert(RETRY_AFTER, soon);
-            self.log.often(often, |count| {
-                format!("{failure}: {count} more requests refused")
+        let response = plain(status, status.canonical_reason().unwrap_or_default());
+        if let Some(lack) = failure.lack() {
+            self.log.often(lack, move |count| {
+                format!("{lack}: {count} more requests refused")
             });
         } else if !failure.is_quiet() {
             let path = uri.path();
@@ -181,6 +212,9 @@ fn plain(status: StatusCode, line: &'static str) -> Response<Content> {
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from(1));
+    }
     response
 }
 
@@ -194,6 +228,7 @@ pub struct Answer {
     rest: Bytes,
     entry: Option<Entry>,
     open: Open,
+    _counted: Counted,
     /// Set when the client may take the end of the connection for the end of the body.
     ends_with_connection: bool,
 }
@@ -224,15 +259,13 @@ impl Body for Answer {
         });
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                self.open.wait_for_client(bytes);
                 if let Some(entry) = &mut self.entry {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
                     entry.access.bytes += bytes as u64;
                 }
             }
             Poll::Ready(Some(Err(_))) if self.ends_with_connection => self.open.fail(),
-            Poll::Ready(Some(Err(_)) | None) => {}
-            Poll::Pending => self.open.wait_for_guest(),
+            _ => {}
         }
         polled
     }
@@ -250,24 +283,27 @@ impl Body for Answer {
 /// A line of the log in the making, written when dropped.
 struct Entry {
     log: Log,
+    shutdown: Arc<Shutdown>,
     begun: Instant,
     access: Access,
 }
 
 impl Entry {
-    fn new(log: &Log, peer: SocketAddr, request: &Request<Incoming>) -> Self {
+    fn new(service: &Service, peer: SocketAddr, request: &Request<Incoming>) -> Self {
         // A target that is an authority has no path; the line still has its field.
         let path = Some(request.uri().path()).filter(|path| !path.is_empty());
         Self {
-            log: log.clone(),
+            log: service.log.clone(),
+            shutdown: service.shutdown.clone(),
             begun: Instant::now(),
             access: Access {
                 peer,
-                method: request.method().clone(),
+                method: Some(request.method().clone()),
                 path: path.unwrap_or("-").to_owned(),
                 status: CLIENT_GONE,
                 bytes: 0,
                 took: Duration::ZERO,
+                is_cut: false,
             },
         }
     }
@@ -276,6 +312,12 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.access.took = self.begun.elapsed();
+        if self.shutdown.is_cutting.load(Ordering::Relaxed) {
+            self.access.is_cut = true;
+            if self.access.status == CLIENT_GONE {
+                self.access.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            }
+        }
         self.log.access(&self.access);
     }
 }

@@ -1,9 +1,14 @@
-//! A client's connection below HTTP: its bytes, what it waits for, and how long it may wait.
+//! A client's connection below HTTP: its bytes, what the server waits for, and how long.
+//!
+//! hyper has one timeout, `header_read_timeout`, which is that of the head and that of the idle connection at once, and
+//! for HTTP/1 alone. It has none for a client that does not read, and h2's keep-alive only tells whether the client lives.
+//! So the timeouts are those of the bytes that pass here; a guest and a request's body have timeouts of their own.
 
 use crate::buffers::{Buffers, FREE_BYTES, Part};
 use crate::config::Config;
 use crate::http2::Streams;
-use crate::pace::STEADY_BYTES;
+use crate::pace::Blocked;
+use http::StatusCode;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,26 +33,23 @@ pub const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 
 /// Longest waits for a client.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// For the first byte of a request.
     pub idle: Duration,
     /// From there to the end of its head.
     pub head: Duration,
-    /// For the client to take [`STEADY_BYTES`] of an answer.
+    /// For the client to take [`STEADY_BYTES`](crate::pace::STEADY_BYTES) of a response.
     pub write: Duration,
-    /// For the next frame of a response of HTTP/2: from the guest, or for the client to send or take something.
-    pub stream: Duration,
-    /// For other responses to end when one of HTTP/2 does not go on.
+    /// For other responses to end when a connection of HTTP/2 closes for the sake of one, or of half a head.
     pub last: Duration,
 }
 
-impl Patience {
+impl Timeouts {
     pub fn of(config: &Config) -> Self {
         Self {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
-            stream: config.guest_timeout + config.write_timeout.max(config.body_timeout),
             last: config.guest_timeout,
         }
     }
@@ -63,28 +65,26 @@ const SHORT_HEAD_BYTES: usize = FREE_BYTES + 24;
 /// Bytes that are read at a time. hyper's buffer has [`FREE_BYTES`], and doubles when a read fills it.
 const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
 
-/// What a connection waits for, as told by those who see its bytes, requests and answers pass.
+/// What a connection waits for, as told by those who see its bytes, requests and responses pass.
 pub struct Activity {
-    patience: Patience,
+    timeouts: Timeouts,
     buffers: Buffers,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Requests whose answers have not passed.
+    /// Requests whose responses have not passed.
     open: usize,
-    /// Answers that wait for the client, by their number: HTTP/2 has several.
-    waiting: Vec<(u64, Blocked)>,
-    /// The number of the next one.
-    next: u64,
-    /// When the last answer had passed.
+    /// Their bodies of which something is to come.
+    bodies: usize,
+    /// When the last response had passed.
     since: Instant,
-    /// When the first byte of the next head came.
+    /// When the first byte of the next head came. HTTP/2 has frames between requests, so that bytes do not mean a head.
     head: Option<Instant>,
+    /// The last bytes that have come of heads, as a number.
+    head_end: u32,
     /// Set when the client takes no more bytes of the connection.
     blocked: Option<Blocked>,
-    /// HTTP/2 has frames between requests, so that bytes do not mean a head.
-    multiplexed: bool,
     /// The client sends no more.
     ended: bool,
     /// Set when a response's body has failed and the client could take it for whole.
@@ -94,8 +94,6 @@ struct State {
     streams_part: Option<Part>,
     /// Bytes received since something has come of them: a request, or a part of its body.
     unused: usize,
-    /// Set while what comes is the body of a request.
-    has_body: bool,
     /// Taken for a long head, and kept until the connection closes: hyper keeps its buffer as well.
     head_part: Option<Part>,
     /// Taken for responses that have gone to HTTP and not yet to the kernel.
@@ -104,51 +102,56 @@ struct State {
     is_over: bool,
 }
 
-/// Bytes that wait for a client which does not take them.
-#[derive(Clone, Copy)]
-struct Blocked {
-    /// When it last was steady.
-    since: Instant,
-    /// What it has taken since then.
-    bytes: usize,
-}
+impl State {
+    fn is_http2(&self) -> bool {
+        self.streams.is_http2()
+    }
 
-impl Blocked {
-    fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            bytes: 0,
+    /// Returns true if nothing is under way.
+    fn is_idle(&self) -> bool {
+        self.open == 0 && self.blocked.is_none() && self.head().is_none()
+    }
+
+    fn head(&self) -> Option<Instant> {
+        match self.is_http2() {
+            true => self.streams.incomplete(),
+            false => self.head,
         }
     }
 
-    /// Takes note of bytes that the client has taken.
-    fn pass(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        if self.bytes >= STEADY_BYTES {
-            *self = Self::new();
+    /// Takes note of bytes of heads.
+    fn receive_heads(&mut self, bytes: &[u8]) {
+        self.unused += bytes.len();
+        let last = bytes.len().saturating_sub(size_of_val(&self.head_end));
+        for byte in bytes.get(last..).unwrap_or_default() {
+            self.head_end = self.head_end << 8 | u32::from(*byte);
         }
+    }
+
+    /// Returns true if the last head that has begun has not come whole: it ends with an empty line (RFC 9112, section 2.1),
+    /// and its lines may end without a CR (section 2.2).
+    fn is_within_head(&self) -> bool {
+        self.head_end & 0xff_ffff != 0x0a_0d0a && self.head_end & 0xffff != 0x0a0a
     }
 }
 
 impl Activity {
-    pub fn new(patience: Patience, buffers: Buffers) -> Self {
+    pub fn new(timeouts: Timeouts, buffers: Buffers) -> Self {
         Self {
-            patience,
+            timeouts,
             buffers,
             state: Mutex::new(State {
                 open: 0,
-                waiting: Vec::new(),
-                next: 0,
+                bodies: 0,
                 since: Instant::now(),
                 head: None,
+                head_end: 0,
                 blocked: None,
-                multiplexed: false,
                 ended: false,
                 failed: false,
                 streams: Streams::default(),
                 streams_part: None,
                 unused: 0,
-                has_body: false,
                 head_part: None,
                 sent_parts: Vec::new(),
                 is_over: false,
@@ -156,38 +159,56 @@ impl Activity {
         }
     }
 
-    /// When the client has had the time that it may take. `None` while it is not waited for: a guest and a request's body
-    /// have clocks of their own.
+    /// When the client has had the time that it may take. `None` while it is not waited for.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.state();
-        let waiting = state.waiting.iter().map(|(_, blocked)| blocked);
-        let since = waiting.chain(&state.blocked).map(|it| it.since).min();
-        let since = since.map(|since| since + self.patience.write);
-        // What HTTP/2 has taken of a response may wait there for its client.
-        let oldest = state.streams.oldest().map(|it| it + self.patience.stream);
-        let since = since.into_iter().chain(oldest).min();
-        match *state {
-            _ if since.is_some() => since,
-            State { open: 1.., .. } => None,
-            State {
-                head: Some(since), ..
-            } => Some(since + self.patience.head),
-            _ => Some(state.since + self.patience.idle),
+        // HTTP reads nothing while it cannot write.
+        if let Some(blocked) = &state.blocked {
+            return Some(blocked.since() + self.timeouts.write);
+        }
+        let stalls = state.streams.stalls_at(self.timeouts.write);
+        let head = state.head().map(|since| since + self.timeouts.head);
+        let idle = (state.open == 0).then(|| state.since + self.timeouts.idle);
+        stalls.into_iter().chain(head).min().or(idle)
+    }
+
+    /// Returns when a connection may close that is to close, if its client may take so long to hear of it: one of HTTP/1 when
+    /// it has had no request for so long, and one of HTTP/2 at once, as it first serves all that it has.
+    pub fn closes_at(&self, linger: Duration) -> Option<Instant> {
+        let state = self.state();
+        match state.is_http2() {
+            true => Some(Instant::now()),
+            false => state.is_idle().then(|| state.since + linger),
         }
     }
 
+    /// Returns when a connection of HTTP/2 that has said GOAWAY is over, though the client has not acknowledged it: it has had
+    /// so long for it since then, and since the last response.
+    pub fn is_over_at(&self, goaway: Instant, limit: Duration) -> Option<Instant> {
+        let state = self.state();
+        let is_over = state.is_http2() && state.is_idle();
+        is_over.then(|| state.since.max(goaway) + limit)
+    }
+
+    /// Returns when the head of a request began of which the rest is waited for.
+    pub fn head(&self) -> Option<Instant> {
+        self.state().head()
+    }
+
+    /// Returns the statuses of requests that HTTP/2 has refused since the last call.
+    pub fn take_refused(&self) -> Vec<StatusCode> {
+        self.state().streams.take_refused()
+    }
+
     /// A request has come. It is open for as long as the value that this returns lives.
-    pub fn begin(self: &Arc<Self>, multiplexed: bool, has_body: bool) -> Open {
+    pub fn begin(self: &Arc<Self>) -> Open {
         let mut state = self.state();
         state.open += 1;
-        state.next += 1;
         state.head = None;
-        state.multiplexed = multiplexed;
         state.unused = 0;
-        state.has_body = has_body;
+        state.streams.serve();
         Open {
             activity: self.clone(),
-            number: state.next,
             parts: Vec::new(),
         }
     }
@@ -199,10 +220,10 @@ impl Activity {
         part
     }
 
-    /// Returns true if a connection of HTTP/2 has a response that its client does not take, and others may go on.
+    /// Returns true if this is a connection of HTTP/2 that takes bytes: some of its responses may go on.
     pub fn is_multiplexed(&self) -> bool {
         let state = self.state();
-        state.streams.is_http2() && state.blocked.is_none()
+        state.is_http2() && state.blocked.is_none()
     }
 
     /// Returns true if there is no memory for what the connection holds.
@@ -212,6 +233,11 @@ impl Activity {
 
     /// A request's body comes, for as long as the value that this returns lives.
     pub fn receive_body(self: &Arc<Self>) -> Receiving {
+        let mut state = self.state();
+        state.bodies += 1;
+        // What came with the head is taken for a part of the body.
+        state.receive_heads(b"\n\n");
+        state.unused = 0;
         Receiving(self.clone())
     }
 
@@ -220,16 +246,17 @@ impl Activity {
         let mut state = self.state();
         state.streams.receive(bytes);
         self.take_for_streams(&mut state);
-        if !state.has_body && !state.streams.is_http2() {
-            state.unused += bytes.len();
+        let is_of_heads = state.bodies == 0 && !state.is_http2();
+        if is_of_heads {
+            state.receive_heads(bytes);
         }
         if state.unused > SHORT_HEAD_BYTES && state.head_part.is_none() && !state.is_over {
             state.head_part = self.take(&mut state, HEAD_BYTES);
         }
         if bytes.is_empty() {
             state.ended = true;
-        } else if state.open == 0 && state.head.is_none() && !state.multiplexed {
-            state.head = Some(Instant::now());
+        } else if is_of_heads && state.open == 0 {
+            state.head.get_or_insert_with(Instant::now);
         }
         !state.is_over
     }
@@ -253,7 +280,7 @@ impl Activity {
     /// Takes note of a write, and of how much the client has taken by it.
     fn sent(&self, sent: &Poll<io::Result<usize>>, pieces: &[IoSlice]) {
         let mut state = self.state();
-        if state.streams.is_http2()
+        if state.is_http2()
             && let Poll::Ready(Ok(bytes)) = sent
         {
             let mut left = *bytes;
@@ -274,7 +301,12 @@ impl Activity {
     /// Takes note that nothing is left to send.
     fn flushed(&self) {
         let mut state = self.state();
-        state.blocked = None;
+        if state.blocked.take().is_some() {
+            let now = Instant::now();
+            state.since = now;
+            state.head = state.head.map(|_| now);
+            state.streams.restart_incomplete();
+        }
         state.sent_parts.clear();
     }
 
@@ -296,7 +328,7 @@ impl Receiving {
 impl Drop for Receiving {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.has_body = false;
+        state.bodies -= 1;
         state.unused = 0;
     }
 }
@@ -304,7 +336,6 @@ impl Drop for Receiving {
 /// A request whose answer has not passed yet.
 pub struct Open {
     activity: Arc<Activity>,
-    number: u64,
     /// Memory that the request takes.
     parts: Vec<Part>,
 }
@@ -319,24 +350,6 @@ impl Open {
         self.parts.push(part);
     }
 
-    /// The client has to take a piece of the answer, after it has taken these bytes.
-    pub fn wait_for_client(&self, bytes: usize) {
-        let mut state = self.activity.state();
-        state.unused = 0;
-        let waiting = &mut state.waiting;
-        let mut all = waiting.iter_mut();
-        match all.find(|(number, _)| *number == self.number) {
-            Some((_, blocked)) => blocked.pass(bytes),
-            None => waiting.push((self.number, Blocked::new())),
-        }
-    }
-
-    /// There is no more of the answer for now.
-    pub fn wait_for_guest(&self) {
-        let waiting = &mut self.activity.state().waiting;
-        waiting.retain(|(number, _)| *number != self.number);
-    }
-
     /// Records that the response's body has failed and that the client could take it for whole.
     pub fn fail(&self) {
         self.activity.state().failed = true;
@@ -347,10 +360,12 @@ impl Drop for Open {
     fn drop(&mut self) {
         let mut state = self.activity.state();
         state.open -= 1;
-        state.has_body &= state.open > 0;
         state.since = Instant::now();
+        if state.open == 0 && state.bodies == 0 && state.is_within_head() {
+            // The next request was sent behind this one, and has begun to come.
+            state.head = Some(state.since);
+        }
         state.sent_parts.append(&mut self.parts);
-        state.waiting.retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -395,7 +410,7 @@ impl Transport {
     pub async fn cut(self) {
         let (is_blocked, is_over, is_between) = {
             let state = self.activity.state();
-            let is_between = state.open == 0 && !state.streams.is_http2();
+            let is_between = state.open == 0 && !state.is_http2();
             (state.blocked.is_some(), state.is_over, is_between)
         };
         let Some(stream) = Arc::into_inner(self.stream) else {

@@ -5,12 +5,14 @@
 
 use crate::config::Config;
 use crate::service::Service;
-use crate::transport::{Activity, Patience, Transport};
+use crate::transport::{Activity, Timeouts, Transport};
 use crate::validate::MAX_FIELDS;
+use http::StatusCode;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -33,6 +35,14 @@ const STREAMS: u32 = 100;
 /// Bytes of request bodies that a connection of HTTP/2, and one of its streams, may send ahead: the least that a connection
 /// can have (RFC 9113, section 6.9.2).
 const WINDOW: u32 = 65_535;
+
+/// How long an idle connection stays open when the server shuts down. A client that sent its next request before it saw the
+/// shutdown is still served.
+pub const LINGER: Duration = Duration::from_millis(300);
+
+/// How long a client of HTTP/2 has to acknowledge GOAWAY (RFC 9113, section 6.8) when the server shuts down. One that does
+/// not read while it is idle never does.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Threads of a worker that look up names for outbound requests. Each of a name server's timeouts keeps one busy for
 /// seconds.
@@ -139,7 +149,7 @@ impl Worker {
 /// HTTP/1.1 and HTTP/2 (by prior knowledge), with their limits.
 struct Protocol {
     http: auto::Builder<TokioExecutor>,
-    patience: Patience,
+    timeouts: Timeouts,
     service: Arc<Service>,
     closing: watch::Receiver<bool>,
 }
@@ -158,7 +168,7 @@ impl Protocol {
             .max_header_list_size(HEADER_BYTES as u32);
         Self {
             http,
-            patience: Patience::of(config),
+            timeouts: Timeouts::of(config),
             service,
             closing,
         }
@@ -173,26 +183,37 @@ impl Protocol {
         let Ok(stream) = register(stream) else {
             return; // It broke before its first byte.
         };
-        let activity = Arc::new(Activity::new(self.patience, self.service.buffers.clone()));
+        let activity = Arc::new(Activity::new(self.timeouts, self.service.buffers.clone()));
         let transport = Transport::new(stream, activity.clone());
-        if self.converse(transport.clone(), &activity, peer).await {
-            transport.close().await;
-        } else {
-            if activity.is_over() {
+        let end = self.converse(transport.clone(), &activity, peer).await;
+        let refused = match end {
+            End::Closed => None,
+            End::Refused(status) => Some(status),
+            End::Cut if activity.is_over() => {
                 self.service.log_cut();
+                None
             }
-            transport.cut().await;
+            End::Cut => activity.head().map(|_| StatusCode::REQUEST_TIMEOUT),
+        };
+        if let Some(status) = refused {
+            let took = activity.head().map(|since| since.elapsed());
+            self.service
+                .log_refused(peer, status, took.unwrap_or_default());
+        }
+        match end {
+            End::Cut => transport.cut().await,
+            _ => transport.close().await,
         }
         drop(place);
     }
 
-    /// Answers requests until the connection has had its last; false when the client took too long.
+    /// Responds to requests until the connection has had its last.
     async fn converse(
         &self,
         transport: Transport,
         activity: &Arc<Activity>,
         peer: SocketAddr,
-    ) -> bool {
+    ) -> End {
         let answer = service_fn(|request| {
             let service = self.service.clone();
             let activity = activity.clone();
@@ -208,47 +229,88 @@ impl Protocol {
             // By then the runtime has looked what has come in since, and hyper read it.
             yield_now().await;
         });
-        let mut closed = false;
-        // When a connection that was told to go away may be cut.
+        let mut is_closing = false;
+        // When the connection began to close.
+        let mut closed: Option<Instant> = None;
+        // When a connection of HTTP/2 that closes for the sake of one response may be cut.
         let mut grace = None;
         let mut watchdog = pin!(sleep(Duration::ZERO));
         poll_fn(|cx| {
-            // An error is the client's, which broke off or sent what is not HTTP, unless there was no memory for it.
-            if http.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(!activity.is_over());
-            }
-            if !closed && closing.as_mut().poll(cx).is_ready() {
-                closed = true;
-                http.as_mut().graceful_shutdown();
-                if http.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(true);
+            loop {
+                let polled = http.as_mut().poll(cx);
+                for status in activity.take_refused() {
+                    self.service.log_refused(peer, status, Duration::ZERO);
                 }
-            }
-            if activity.is_over() {
-                return Poll::Ready(false);
-            }
-            let Some(deadline) = activity.deadline() else {
-                return Poll::Pending;
-            };
-            let deadline = grace.map_or(deadline, |grace| deadline.max(grace));
-            if deadline != watchdog.deadline() {
-                watchdog.as_mut().reset(deadline);
-            }
-            ready!(watchdog.as_mut().poll(cx));
-            // One response of HTTP/2 that its client does not take ends the connection, but no other response.
-            if grace.is_none() && activity.is_multiplexed() {
-                http.as_mut().graceful_shutdown();
-                if http.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(!activity.is_over());
+                if let Poll::Ready(ended) = polled {
+                    return Poll::Ready(End::of(ended, activity));
                 }
-                let end = Instant::now() + self.patience.last;
-                grace = Some(end);
-                watchdog.as_mut().reset(end);
+                if activity.is_over() {
+                    return Poll::Ready(End::Cut);
+                }
+                is_closing = is_closing || closing.as_mut().poll(cx).is_ready();
+                let end = match closed {
+                    _ if !is_closing => None,
+                    None => activity.closes_at(LINGER),
+                    Some(closed) => activity.is_over_at(closed, GOAWAY_TIMEOUT),
+                };
+                if end.is_some_and(|end| end <= Instant::now()) {
+                    if closed.is_some() {
+                        return Poll::Ready(End::Closed);
+                    }
+                    closed = Some(Instant::now());
+                    http.as_mut().graceful_shutdown();
+                    continue;
+                }
+                let deadline = activity.deadline();
+                let deadline = deadline.map(|it| grace.map_or(it, |grace| it.max(grace)));
+                let Some(next) = deadline.into_iter().chain(end).min() else {
+                    return Poll::Pending;
+                };
+                if next != watchdog.deadline() {
+                    watchdog.as_mut().reset(next);
+                }
                 ready!(watchdog.as_mut().poll(cx));
+                if Some(next) == end {
+                    continue;
+                }
+                if grace.is_some() || !activity.is_multiplexed() {
+                    return Poll::Ready(End::Cut);
+                }
+                // HTTP/2 says that the connection closes, and whoever does not go on cuts no other response.
+                closed = Some(Instant::now());
+                grace = closed.map(|closed| closed + self.timeouts.last);
+                http.as_mut().graceful_shutdown();
             }
-            Poll::Ready(false)
         })
         .await
+    }
+}
+
+/// How a connection ends.
+enum End {
+    /// In order, or by the client.
+    Closed,
+    /// hyper refuses what has come, with this status.
+    Refused(StatusCode),
+    /// The client took too long, or no memory is left for what it sends.
+    Cut,
+}
+
+impl End {
+    /// An error is the client's, which broke off or sent what is not HTTP, unless there was no memory for it.
+    fn of(ended: Result<(), Box<dyn Error + Send + Sync>>, activity: &Activity) -> Self {
+        let error = ended.err();
+        let error = error
+            .as_ref()
+            .and_then(|it| it.downcast_ref::<hyper::Error>());
+        match error {
+            _ if activity.is_over() => Self::Cut,
+            Some(error) if error.is_parse_too_large() => {
+                Self::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+            }
+            Some(error) if error.is_parse() => Self::Refused(StatusCode::BAD_REQUEST),
+            _ => Self::Closed,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod http2;
+
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -561,18 +563,16 @@ impl Connection {
 
     /// Returns true if the server has not closed the connection. Drops what it has sent.
     pub fn is_open(&mut self) -> bool {
+        self.receive(&mut Vec::new())
+    }
+
+    /// Receives what has come; returns true if the server has not closed the connection.
+    pub fn receive(&mut self, received: &mut Vec<u8>) -> bool {
         let stream = self.0.get_mut();
         stream.set_nonblocking(true).expect("a socket");
-        let mut buffer = [0; 4096];
-        let is_open = loop {
-            match stream.read(&mut buffer) {
-                Ok(0) => break false,
-                Ok(_) => {}
-                Err(error) => break error.kind() == io::ErrorKind::WouldBlock,
-            }
-        };
+        let ended = stream.read_to_end(received);
         stream.set_nonblocking(false).expect("a socket");
-        is_open
+        ended.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// The client's port.

@@ -186,7 +186,7 @@ fn idle_http2_client_that_does_not_read_does_not_delay_the_end() {
     assert_eq!(server.end().code(), Some(0));
     // Not DRAIN_TIMEOUT, which is 8 s.
     assert!(
-        begun.elapsed() < Duration::from_secs(5),
+        begun.elapsed() < Duration::from_secs(6),
         "{:?}",
         begun.elapsed()
     );
@@ -441,6 +441,30 @@ fn at_max_requests_it_says_so() {
     });
 }
 
+/// Half of a response waits in HTTP/2, for longer than an idle client has, and comes when the client opens its window.
+#[test]
+fn http2_response_that_waits_for_its_window_ends_in_a_drain() {
+    let _alone = alone();
+    let mut server = Server::start(RAW, &[QUIET]);
+    let mut connection = Connection::open(server.address);
+    let get = frame(1, 5, 1, &http2_head(0x82, "/"));
+    // A window of one byte, for a body of four.
+    let begin = http2_preface(&[0, 4, 0, 0, 0, 1]);
+    connection.send([begin, get].concat()).expect("sent");
+    connection
+        .read_until(b"\0\0\x01\0\0\0\0\0\x01f")
+        .expect("a byte");
+    server.signal(Signal::TERM);
+    server.lines_until("SIGTERM: shutting down");
+    thread::sleep(Duration::from_secs(4));
+    let more = frame(8, 0, 1, &3_u32.to_be_bytes());
+    connection.send(more).expect("sent");
+    connection
+        .read_until(b"\0\0\x03\0\x01\0\0\0\x01ine")
+        .expect("the rest");
+    assert_eq!(server.end().code(), Some(0));
+}
+
 /// One client has the only transfer. Another that takes a large response as fast as it comes needs none.
 #[test]
 fn fast_client_needs_no_transfer_once_its_response_has_begun() {
@@ -453,8 +477,11 @@ fn fast_client_needs_no_transfer_once_its_response_has_begun() {
         let response = fast.request("GET", "/large").expect("a response");
         response.status == 503
     });
-    let response = fast.request("GET", "/late-large").expect("a response");
-    assert_eq!(response.body.len(), 1 + (1 << 20));
+    // This client can be kept from the processor for too long.
+    await_that("the whole response comes", || {
+        let response = Connection::open(server.address).request("GET", "/late-large");
+        response.is_ok_and(|response| response.body.len() == 1 + (1 << 20))
+    });
     let mut slow = Connection::open_narrow(server.address);
     slow.send_request("GET", "/late-large").expect("sent");
     server.lines_until("after the response started: half of MAX_REQUESTS have large bodies");
@@ -564,6 +591,10 @@ fn ten_thousand_open_connections_take_bounded_memory() {
         .collect();
     let each = (server.resident() - before) / CONNECTIONS;
     println!("{each} bytes of resident memory for each of {CONNECTIONS} connections");
+    // One more is too many.
+    let mut another = Connection::open(server.address);
+    let answer = another.request("GET", "/").expect("an answer");
+    assert_eq!(answer.status, 503);
     // hyper's buffers and state: 24 KB with glibc's allocator, 20 KB with the shipped binary's.
     assert!(each < 32 << 10, "{each} bytes each");
     for connection in open.iter_mut().step_by(1000) {

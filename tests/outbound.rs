@@ -7,6 +7,7 @@ use harness::{Connection, PATIENCE, QUIET, RAW, SERVICES, Server};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::{Duration, Instant};
 
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
 
@@ -302,6 +303,40 @@ fn settings_bound_each_wait() {
         let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
         assert_eq!(outbound(&server, "/outbound", &fields), error, "{name}");
     }
+}
+
+#[test]
+fn defaults_bound_each_wait() {
+    let silent = Upstream::new();
+    let half = Upstream::new();
+    half.respond("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi");
+    let server = open_server(&[]);
+    for (scheme, upstream, seconds, error) in [
+        ("https", &silent, 2, "ErrorCode::ConnectionTimeout"),
+        ("http", &silent, 4, "ErrorCode::ConnectionReadTimeout"),
+        ("http", &half, 4, "connection read timeout"),
+    ] {
+        let begun = Instant::now();
+        let to = upstream.address.to_string();
+        let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
+        assert_eq!(outbound(&server, "/outbound", &fields), error);
+        let took = begun.elapsed();
+        let limits = Duration::from_secs(seconds)..Duration::from_secs(seconds + 2);
+        assert!(limits.contains(&took), "{error}: {took:?}");
+    }
+}
+
+#[test]
+fn default_limits_connections_to_64() {
+    let silent = Upstream::new();
+    let server = open_server(&[
+        ("MAX_REQUESTS", "65"),
+        ("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h"),
+    ]);
+    let _pending: Vec<_> = (0..64).map(|_| pending_request(&server, &silent)).collect();
+    let to = silent.address.to_string();
+    let another = outbound(&server, "/outbound", &[("x-authority", &to)]);
+    assert_eq!(another, "ErrorCode::ConnectionLimitReached");
 }
 
 #[test]

@@ -175,6 +175,13 @@ fn large_responses_come_whole() {
         let mut connection = Connection::open(server.address);
         let response = connection.request("GET", "/large").expect("a response");
         assert_eq!(response.body.len(), MIB, "{entry}");
+        // In pieces of what the host takes at a time, whose size is the first line of each chunk (RFC 9112, section 7.1).
+        connection
+            .send_request("GET", "/large-in-pieces")
+            .expect("sent");
+        let response = connection.read_until(b"\r\n0\r\n\r\n").expect("a response");
+        let chunks = response.windows(8).filter(|it| it == b"\r\n4000\r\n");
+        assert_eq!(chunks.count(), MIB >> 14, "{entry}");
         assert!(log_to_the_end(server).is_empty(), "{entry}");
     });
 }

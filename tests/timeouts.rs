@@ -5,6 +5,7 @@ mod harness;
 
 use harness::http2::{Http2, frame, http2_head, http2_preface, http2_without_window};
 use harness::{Connection, RAW, Server};
+use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ const HEADER: u64 = 10;
 const BODY: u64 = 10;
 const WRITE: u64 = 30;
 const GUEST: u64 = 5;
+const DRAIN: u64 = 8;
 
 /// What other work on the machine may take of a timeout's precision.
 const LATE: u64 = 3;
@@ -135,6 +137,22 @@ fn timeouts_hold_over_http1() {
             await_end("late body", (connection, begun), rest, IDLE, 0);
         });
     });
+}
+
+#[test]
+fn drain_timeout_cuts_what_does_not_end() {
+    let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "1m")]);
+    let mut connection = Connection::open(server.address);
+    connection.send("GET / HTTP/1.1\r\n").expect("sent");
+    // It has come when a later one has been served.
+    Connection::open(server.address)
+        .request("GET", "/")
+        .expect("a response");
+    let begun = Instant::now();
+    server.signal(Signal::TERM);
+    server.lines_until("out of time: 0 requests on 1 connection cut");
+    assert_took("drain", begun, DRAIN, 0);
+    assert_eq!(server.end().code(), Some(0));
 }
 
 /// A request for `/` and its reset, on a stream of its own.

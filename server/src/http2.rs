@@ -274,6 +274,11 @@ impl Streams {
         all.saturating_sub(STREAM_BYTES)
     }
 
+    /// Returns true if there are responses that have not been sent whole.
+    pub fn has_responses(&self) -> bool {
+        self.open.values().any(|stream| stream.has_begun)
+    }
+
     /// Returns when a client has had this time to open its windows for a response that waits.
     pub fn stalls_at(&self, limit: Duration) -> Option<Instant> {
         let begun = self.open.values().filter(|stream| stream.has_begun);
@@ -448,7 +453,7 @@ impl Streams {
         if frame.kind == DATA {
             self.window.send(frame.length);
         }
-        let is_first = !self.open.values().any(|stream| stream.has_begun);
+        let is_first = !self.has_responses();
         let Some(stream) = self.open.get_mut(&frame.stream) else {
             return;
         };

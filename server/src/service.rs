@@ -233,6 +233,15 @@ pub struct Answer {
     ends_with_connection: bool,
 }
 
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let is_cutting = self.entry.as_ref().is_some_and(Entry::is_cutting);
+        if is_cutting && !self.is_end_stream() {
+            self.entry.iter_mut().for_each(|it| it.access.is_cut = true);
+        }
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = <Content as Body>::Error;
@@ -309,14 +318,19 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Returns true if the server cuts what has not ended.
+    fn is_cutting(&self) -> bool {
+        self.shutdown.is_cutting.load(Ordering::Relaxed)
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         self.access.took = self.begun.elapsed();
-        if self.shutdown.is_cutting.load(Ordering::Relaxed) {
+        if self.access.status == CLIENT_GONE && self.is_cutting() {
             self.access.is_cut = true;
-            if self.access.status == CLIENT_GONE {
-                self.access.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
-            }
+            self.access.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
         }
         self.log.access(&self.access);
     }

@@ -107,9 +107,10 @@ impl State {
         self.streams.is_http2()
     }
 
-    /// Returns true if nothing is under way.
+    /// Returns true if nothing is under way. h2 may hold the last piece of a response for longer than the service has it.
     fn is_idle(&self) -> bool {
-        self.open == 0 && self.blocked.is_none() && self.head().is_none()
+        let is_sent = self.open == 0 && self.blocked.is_none() && !self.streams.has_responses();
+        is_sent && self.head().is_none()
     }
 
     fn head(&self) -> Option<Instant> {

@@ -41,8 +41,8 @@ const WINDOW: u32 = 65_535;
 pub const LINGER: Duration = Duration::from_millis(300);
 
 /// How long a client of HTTP/2 has to acknowledge GOAWAY (RFC 9113, section 6.8) when the server shuts down. One that does
-/// not read while it is idle never does.
-const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
+/// not read while it is idle never does. A slow one first takes what the kernel has of earlier responses.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Threads of a worker that look up names for outbound requests. Each of a name server's timeouts keeps one busy for
 /// seconds.

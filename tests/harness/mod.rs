@@ -10,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
@@ -131,8 +131,10 @@ pub struct Server {
     process: Child,
     pub start_up_line: String,
     pub address: SocketAddr,
-    /// The rest of its standard output.
-    pub log: Box<dyn BufRead + Send>,
+    /// The rest of its standard output, until somebody reads it.
+    log: Option<Box<dyn BufRead + Send>>,
+    /// Its lines, from then on.
+    lines: Option<mpsc::Receiver<String>>,
 }
 
 impl Server {
@@ -172,16 +174,24 @@ impl Server {
             process,
             start_up_line: line,
             address,
-            log: Box::new(log),
+            log: Some(Box::new(log)),
+            lines: None,
         }
     }
 
     /// The next line of the log, without its end.
     pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.log.read_line(&mut line).expect("a line of log");
-        assert!(line.ends_with('\n'), "the log ended: {line}");
-        line.trim_end().to_owned()
+        if let Some(log) = self.log.take() {
+            let (sender, lines) = mpsc::channel();
+            self.lines = Some(lines);
+            std::thread::spawn(move || {
+                let mut lines = log.lines().map_while(Result::ok);
+                // Until the server or the test has ended.
+                lines.try_for_each(|line| sender.send(line))
+            });
+        }
+        let lines = self.lines.as_ref().expect("a log that is not ignored");
+        lines.recv_timeout(PATIENCE).expect("a line of log")
     }
 
     /// The lines of the log until one that contains this.
@@ -198,7 +208,7 @@ impl Server {
 
     /// Reads the log and forgets it, as a server that nobody listens to counts its losses.
     pub fn ignore_log(&mut self) {
-        let mut log = std::mem::replace(&mut self.log, Box::new(io::empty()));
+        let mut log = self.log.take().expect("nobody has read it");
         std::thread::spawn(move || io::copy(&mut log, &mut io::sink()));
     }
 

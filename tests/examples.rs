@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Answer, Connection, Guest, PATIENCE, Server};
+use harness::{Answer, Connection, Guest, Server, TIMEOUT};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -193,7 +193,7 @@ fn proxy_passes_request_and_response_on() {
     let (listener, upstream) = upstream();
     let received = thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("a connection");
-        client.set_read_timeout(Some(PATIENCE)).expect("set");
+        client.set_read_timeout(Some(TIMEOUT)).expect("set");
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\nfour") {
             let mut byte = [0];

@@ -316,6 +316,23 @@ fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
     });
 }
 
+/// It is thrown away before it has no handles left for a request.
+#[test]
+fn one_that_keeps_a_handle_of_each_request_fails_none() {
+    let server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "1000000")]);
+    let mut connection = Connection::open(server.address);
+    let mut most = 0;
+    for _ in 0..2000 {
+        let answer = connection
+            .request("GET", "/keep-a-handle")
+            .expect("an answer");
+        assert_eq!(answer.status, 200);
+        let count = String::from_utf8(answer.body).expect("ASCII");
+        most = most.max(count.parse().expect("a number"));
+    }
+    assert!((100..1024).contains(&most), "{most}");
+}
+
 /// A guest that has only looked whether there is more of the request's body does not wait for its client.
 #[test]
 fn one_that_waits_for_something_else_than_its_client_gives_504() {

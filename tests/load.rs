@@ -4,7 +4,7 @@ mod harness;
 
 use harness::http2::{frame, http2_head, http2_preface};
 use harness::{
-    Connection, PATIENCE, QUIET, RAW, Server, WASI, allow_files, alone, await_that, words,
+    Connection, QUIET, RAW, Server, TIMEOUT, WASI, allow_files, alone, await_that, words,
 };
 use rustix::process::Signal;
 use std::env;
@@ -77,7 +77,7 @@ fn no_request_is_cut_at_the_end() {
                 })
                 .collect();
             for _ in 0..CLIENTS {
-                let first = first_answers.recv_timeout(PATIENCE);
+                let first = first_answers.recv_timeout(TIMEOUT);
                 first.expect("every client is served");
             }
             server.signal(Signal::TERM);
@@ -261,7 +261,7 @@ fn no_http2_request_is_cut_at_the_end() {
             });
         });
         for _ in 0..CLIENTS * 4 {
-            let first = first_answers.recv_timeout(PATIENCE);
+            let first = first_answers.recv_timeout(TIMEOUT);
             first.expect("every client is served");
         }
         server.signal(Signal::TERM);
@@ -477,7 +477,7 @@ fn fast_client_needs_no_transfer_once_its_response_has_begun() {
         let response = fast.request("GET", "/large").expect("a response");
         response.status == 503
     });
-    // This client can be kept from the processor for too long.
+    // This client can wait too long for its turn on the CPU.
     await_that("the whole response comes", || {
         let response = Connection::open(server.address).request("GET", "/late-large");
         response.is_ok_and(|response| response.body.len() == 1 + (1 << 20))
@@ -544,6 +544,23 @@ fn long_head_for_which_no_buffer_is_left_gets_503() {
         }
     }
     assert_eq!(rejected, 70 - 64);
+}
+
+/// 2 MiB of buffers and 32 transfers are too few for 60 responses of 60 KB whose guests have ended.
+#[test]
+fn response_for_which_no_buffer_is_left_breaks_off() {
+    let _alone = alone();
+    let mut server = Server::start(RAW, &[QUIET, ("MAX_CONNECTIONS", "16")]);
+    let mut connection = Connection::open(server.address);
+    // No window, so that none of them is taken.
+    let mut begin = http2_preface(&[0, 4, 0, 0, 0, 0]);
+    for request in 0..60 {
+        begin.extend(frame(1, 5, 1 + 2 * request, &http2_head(0x82, "/late-60k")));
+    }
+    connection.send(begin).expect("sent");
+    server.lines_until("after the response started: the buffers of all connections are taken");
+    let response = Connection::open(server.address).request("GET", "/");
+    assert_eq!(response.expect("a response").body, b"fine");
 }
 
 /// Guests that are kept for their next request give way to one that grows.

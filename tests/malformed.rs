@@ -6,7 +6,7 @@
 
 mod harness;
 
-use harness::{Connection, PATIENCE, Server, WASI};
+use harness::{Connection, Server, TIMEOUT, WASI};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::Signal;
 use std::io::{self, Read, Write};
@@ -69,10 +69,8 @@ fn check_health(address: SocketAddr) {
 
 fn open(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("a time-out");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a time-out");
+    stream.set_write_timeout(Some(TIMEOUT)).expect("a time-out");
     stream
 }
 

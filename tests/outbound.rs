@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Connection, PATIENCE, QUIET, RAW, SERVICES, Server};
+use harness::{Connection, QUIET, RAW, SERVICES, Server, TIMEOUT};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -49,7 +49,7 @@ impl Upstream {
 
 /// Receives the head of a request.
 fn head(client: &mut TcpStream) -> String {
-    client.set_read_timeout(Some(PATIENCE)).expect("set");
+    client.set_read_timeout(Some(TIMEOUT)).expect("set");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// How long the server may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let config = Config::read(Some("127.0.0.1:0".into()), |_| None, None).expect("defaults");
@@ -48,8 +48,8 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut stream = TcpStream::connect(*SERVER).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a socket");
+    stream.set_write_timeout(Some(TIMEOUT)).expect("a socket");
     // The server may close before it has everything.
     let (begin, bytes) = match bytes {
         [0x80..=0xff, bytes @ ..] => (HTTP2, bytes),

@@ -70,6 +70,8 @@ pub struct Host {
     growth: u64,
     /// Host calls since the last count that may have made handles.
     calls: u32,
+    /// Handles at the last count.
+    handles_held: u32,
     /// Places that the table of handles has at most: it grows when all are taken.
     places: u32,
     /// Set when the guest has been instantiated.
@@ -98,6 +100,7 @@ impl Host {
             held: 0,
             growth: 0,
             calls: 0,
+            handles_held: 0,
             places: CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL,
             has_started: false,
             is_refused: false,
@@ -121,6 +124,7 @@ impl Host {
         let Held { handles, bytes } = budget::held(&mut self.handles, self.places);
         let more = CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL;
         self.places = self.places.max(handles + more);
+        self.handles_held = handles;
         let held = bytes.saturating_sub(FREE_BYTES);
         let shared = &self.hooks.shared;
         if held <= self.held {
@@ -140,6 +144,12 @@ impl Host {
     /// Returns true if the host has refused the guest memory for what it holds for it: such a guest serves no other request.
     pub fn is_over_budget(&self) -> bool {
         self.hooks.is_over_budget
+    }
+
+    /// Returns true if the guest has handles for another request. Some never give back those of a request that they have
+    /// served: StarlingMonkey keeps one of each.
+    pub fn has_handles(&self) -> bool {
+        self.handles_held < MAX_HANDLES / 2
     }
 
     /// Ends what belongs to a call.

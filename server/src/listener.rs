@@ -167,11 +167,12 @@ impl Server {
         }
         let places = Arc::new(Semaphore::new(all as usize));
         self.listener.set_nonblocking(true).map_err(error)?;
-        let mut door = Door::open(self.listener, files.told, self.log.clone()).map_err(error)?;
+        let mut acceptor =
+            Acceptor::open(self.listener, files.told, self.log.clone()).map_err(error)?;
 
         let mut reason = tokio::select! {
             reason = stop.recv() => reason.unwrap_or_default(),
-            never = door.accept(&workers, &places) => match never {},
+            never = acceptor.accept(&workers, &places) => match never {},
         };
         health.end_readiness();
         let delay = self.config.drain_delay;
@@ -186,13 +187,13 @@ impl Server {
                     is_told_again = true;
                 }
                 () = sleep(delay) => {}
-                never = door.accept(&workers, &places) => match never {},
+                never = acceptor.accept(&workers, &places) => match never {},
             }
         }
         // From here on the listener refuses. Who has connected by now is still served.
         let shutdown = &self.service.shutdown;
         shutdown.is_draining.store(true, Ordering::Relaxed);
-        let listener = door.close().map_err(error)?;
+        let listener = acceptor.close().map_err(error)?;
         while let Ok((stream, peer)) = listener.accept()
             && let Ok(place) = places.clone().try_acquire_owned()
         {
@@ -361,7 +362,7 @@ fn assign(workers: &[Worker], connection: Connection) {
 }
 
 /// Where connections come in.
-struct Door {
+struct Acceptor {
     listener: tokio::net::TcpListener,
     /// Given up when there are no more file descriptors, to have one to turn clients away with.
     spare: Option<OwnedFd>,
@@ -369,7 +370,7 @@ struct Door {
     log: Log,
 }
 
-impl Door {
+impl Acceptor {
     fn open(listener: TcpListener, told: usize, log: Log) -> io::Result<Self> {
         Ok(Self {
             spare: dup(&listener).ok(),

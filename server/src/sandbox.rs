@@ -362,7 +362,8 @@ impl Sandbox {
         host.call
             .logged
             .store(host.take_logged(), Ordering::Relaxed);
-        let answered = host.call.answered.load(Ordering::Relaxed) && !host.is_over_budget();
+        let is_fit = !host.is_over_budget() && host.has_handles();
+        let answered = host.call.answered.load(Ordering::Relaxed) && is_fit;
         // A guest that has failed is dropped here, as is one whose time is over, or that has given no response: it may
         // not be able to serve a second request.
         ended?;

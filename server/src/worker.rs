@@ -276,7 +276,7 @@ impl Protocol {
                 if grace.is_some() || !activity.is_multiplexed() {
                     return Poll::Ready(End::Cut);
                 }
-                // HTTP/2 says that the connection closes, and whoever does not go on cuts no other response.
+                // HTTP/2 says that the connection closes, and a client that does not go on cuts no other response.
                 closed = Some(Instant::now());
                 grace = closed.map(|closed| closed + self.timeouts.last);
                 http.as_mut().graceful_shutdown();

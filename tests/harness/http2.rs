@@ -1,6 +1,6 @@
 //! HTTP/2 for the tests: a client, and frames as they are sent.
 
-use super::{Answer, PATIENCE};
+use super::{Answer, TIMEOUT};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Http2 {
     }
 
     pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        let limited = async { tokio::time::timeout(PATIENCE, future).await };
+        let limited = async { tokio::time::timeout(TIMEOUT, future).await };
         self.runtime.block_on(limited).expect("in time")
     }
 

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The program, with the compiler in it.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_wasi-essentials");
@@ -191,7 +191,7 @@ impl Server {
             });
         }
         let lines = self.lines.as_ref().expect("a log that is not ignored");
-        lines.recv_timeout(PATIENCE).expect("a line of log")
+        lines.recv_timeout(TIMEOUT).expect("a line of log")
     }
 
     /// The lines of the log until one that contains this.
@@ -364,7 +364,7 @@ pub fn established(server: SocketAddr) -> HashSet<u16> {
 pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "it never came true: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "it never came true: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -437,8 +437,8 @@ impl Connection {
     }
 
     pub fn try_open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }

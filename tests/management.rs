@@ -4,20 +4,11 @@ mod harness;
 
 use harness::http2::Http2;
 use harness::{
-    Connection, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that, command, run,
+    Connection, MANAGEMENT, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that,
+    command, run,
 };
 use rustix::process::Signal;
 use std::net::{SocketAddr, TcpListener};
-
-const MANAGEMENT: (&str, &str) = ("MANAGEMENT_LISTEN", "127.0.0.1:0");
-
-/// The address of the server's management listener.
-fn management(server: &Server) -> SocketAddr {
-    let line = &server.start_up_line;
-    let (_, rest) = line.split_once("management on ").expect(line);
-    let address = rest.split_once(',').and_then(|(it, _)| it.parse().ok());
-    address.expect(line)
-}
 
 /// Status and body of a response.
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -37,7 +28,7 @@ fn healthcheck(management: SocketAddr) -> bool {
 #[test]
 fn listener_has_livez_and_readyz_and_nothing_else() {
     let mut server = Server::start(WASI, &[MANAGEMENT]);
-    let address = management(&server);
+    let address = server.management();
     for (path, status, body) in [
         ("/livez", 200, "OK"),
         ("/readyz", 200, "OK"),
@@ -82,7 +73,7 @@ fn address_in_use_ends_the_server_with_the_setting() {
 fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
     let env = [QUIET, MANAGEMENT, ("DRAIN_DELAY", "1h")];
     let mut server = Server::start(WASI, &env);
-    let address = management(&server);
+    let address = server.management();
     server.signal(Signal::TERM);
     server.lines_until("SIGTERM: not ready, and serving for another 3600s");
     await_that("it is not ready", || {
@@ -113,7 +104,7 @@ fn drain_follows_the_delay() {
 #[test]
 fn readiness_ends_with_the_drain_and_liveness_does_not() {
     let mut server = Server::start(RAW, &[QUIET, MANAGEMENT]);
-    let address = management(&server);
+    let address = server.management();
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/slow").expect("sent");
     connection.first_byte().expect("the response has begun");
@@ -130,7 +121,7 @@ fn no_load_makes_the_server_unhealthy() {
     let server = Server::start(RAW, &[QUIET, MANAGEMENT, ("MAX_CONNECTIONS", "100")]);
     let _open: Vec<_> = (0..120).map(|_| Connection::open(server.address)).collect();
     assert_eq!(get(server.address, "/").0, 503);
-    assert!(healthcheck(management(&server)));
+    assert!(healthcheck(server.management()));
 
     // All sandboxes, at the defaults, by guests that compute and guests that wait.
     for path in ["/loop", "/wait"] {
@@ -145,15 +136,15 @@ fn no_load_makes_the_server_unhealthy() {
             }
             get(server.address, "/").0 == 503
         });
-        assert!(healthcheck(management(&server)), "{path}");
-        assert_eq!(get(management(&server), "/livez").0, 200, "{path}");
+        assert!(healthcheck(server.management()), "{path}");
+        assert_eq!(get(server.management(), "/livez").0, 200, "{path}");
     }
 }
 
 #[test]
 fn healthcheck_asks_the_management_listener_or_an_address_that_is_given() {
     let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
-    let address = management(&server);
+    let address = server.management();
     assert!(healthcheck(address));
     let listen = server.address.to_string();
     let given = run(&["healthcheck", "--listen", &listen], &[MANAGEMENT]);

@@ -1,4 +1,4 @@
-//! The server as a process: its command line, its start, its log, its end.
+//! The server as a process: its command line, its start, its end.
 
 mod harness;
 
@@ -201,7 +201,7 @@ fn request_that_the_drain_cuts_is_logged_as_such() {
         let (request, end) = match format {
             "text" => (" GET /wait 503 0B ", "us cut"),
             _ => (
-                r#""method":"GET","path":"/wait","status":503,"#,
+                r#""http.request.method":"GET","url.path":"/wait","http.response.status_code":503,"#,
                 r#","cut":true}"#,
             ),
         };
@@ -323,108 +323,6 @@ fn healthcheck_gives_up_on_silence() {
 
 fn get(server: &Server, target: &str) -> io::Result<Answer> {
     Connection::open(server.address).request("GET", target)
-}
-
-#[test]
-fn the_log_has_a_line_for_each_request() {
-    let mut server = Server::start(WASI, &[]);
-    get(&server, "/health?secret=1").expect("an answer");
-    let line = server.line();
-    let fields: Vec<_> = line.split(' ').collect();
-    let [time, peer, "GET", "/health", "200", "2B", took] = fields[..] else {
-        panic!("{line}");
-    };
-    assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
-    assert!(peer.starts_with("127.0.0.1:"), "{line}");
-    assert!(
-        took.strip_suffix("us")
-            .is_some_and(|n| n.parse::<u64>().is_ok()),
-        "{line}"
-    );
-}
-
-#[test]
-fn the_log_can_be_json() {
-    let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
-    get(&server, "/%22?x").expect("an answer");
-    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
-    assert_eq!(line["method"], "GET");
-    assert_eq!(line["path"], "/%22");
-    assert_eq!(line["status"], 404);
-    assert_eq!(line["bytes"], 9);
-    assert!(line["us"].is_u64() && line["time"].is_string() && line["peer"].is_string());
-    server.signal(Signal::TERM);
-    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
-    assert_eq!(
-        line["message"],
-        "SIGTERM: shutting down, 0 connections open"
-    );
-}
-
-#[test]
-fn the_access_log_can_be_off() {
-    let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
-    get(&server, "/").expect("an answer");
-    server.signal(Signal::TERM);
-    let line = server.line();
-    assert!(line.contains("shutting down"), "{line}");
-}
-
-#[test]
-fn no_request_can_write_control_characters_to_the_log() {
-    let mut server = Server::start(WASI, &[]);
-    let mut sent = 0;
-    // Those that the server itself refuses have a line, too.
-    for byte in (0..=0x1f)
-        .chain(0x7f..=0xff)
-        .filter(|byte| !b"\r\n".contains(byte))
-    {
-        let mut connection = Connection::open(server.address);
-        let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
-        connection.send(request).expect("sent");
-        let status = connection.answer("GET").expect("an answer").status;
-        assert!([400, 404].contains(&status), "{status}");
-        sent += 1;
-    }
-    get(&server, "/end").expect("an answer");
-    let mut lines = 0;
-    loop {
-        let line = server.line();
-        assert!(
-            line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
-            "{line:?}"
-        );
-        if line.contains("/end") {
-            break;
-        }
-        lines += 1;
-    }
-    assert_eq!(lines, sent);
-}
-
-#[test]
-fn a_log_that_nobody_reads_does_not_stop_it() {
-    let mut server = Server::start(WASI, &[]);
-    let target = format!("/{}", "x".repeat(8000));
-    let mut connection = Connection::open(server.address);
-    // 3.2 MB of lines: more than the pipe's 64 KiB and the log's 1 MiB hold.
-    for _ in 0..400 {
-        assert_eq!(
-            connection
-                .request("GET", &target)
-                .expect("an answer")
-                .status,
-            404
-        );
-    }
-    // Once it is read again, it tells what is missing.
-    while !server
-        .line()
-        .ends_with("lines of log lost: its reader is too slow")
-    {}
-    server.signal(Signal::TERM);
-    while !server.line().contains("shutting down") {}
-    assert_eq!(server.end().code(), Some(0));
 }
 
 /// A server that can have this much address space, in bytes.

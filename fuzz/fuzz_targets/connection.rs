@@ -88,25 +88,34 @@ impl Write for CheckedLog {
     }
 }
 
-/// A line is printable, and a request's line has its seven fields: none of them is forged.
+/// A line is printable, and a request's line has its eight fields, and behind them its ids: none of them is forged.
 fn check(line: &[u8]) {
     let line = str::from_utf8(line).expect("UTF-8");
     let prints = |c: char| c.is_ascii_punctuation() || c.escape_debug().len() == 1;
     assert!(line.chars().all(prints), "{}", line.escape_debug());
     let fields: Vec<_> = line.split(' ').collect();
-    match fields[..] {
-        [time, peer, method, path, status, size, took] => {
-            assert!(time.len() == 24 && time.ends_with('Z'), "{line}");
-            assert!(peer.starts_with("127.0.0.1:"), "{line}");
-            assert!(path.starts_with(['/', '*', '-']), "{line}");
-            assert!(size.ends_with('B') && took.ends_with("us"), "{line}");
-            let may_be = |status: u16| match status {
-                // A stream more than there may be.
-                503 => method == "-",
-                status => status < 500 || status == 501,
-            };
-            assert!(status.parse().is_ok_and(may_be), "{line}");
-        }
-        _ => assert!(!line.contains("the guest"), "{line}"),
+    let is_request = fields.get(2).is_some_and(|it| it.starts_with("127.0.0.1:"));
+    if !is_request {
+        assert!(!line.contains("the guest"), "{line}");
+        return;
     }
+    let [time, "INFO", _, method, path, status, size, took, ids @ ..] = &fields[..] else {
+        panic!("{line}");
+    };
+    assert!(time.len() == 24 && time.ends_with('Z'), "{line}");
+    assert!(path.starts_with(['/', '*', '-']), "{line}");
+    assert!(size.ends_with('B') && took.ends_with("us"), "{line}");
+    let may_be = |status: u16| match status {
+        // A stream more than there may be.
+        503 => *method == "-",
+        status => status < 500 || status == 501,
+    };
+    assert!(status.parse().is_ok_and(may_be), "{line}");
+    let is_id = |id: &str| match id.split_once('=') {
+        Some(("trace", id)) => id.len() == 32,
+        Some(("span", id)) => id.len() == 16,
+        Some(("request", id)) => (1..=128).contains(&id.len()),
+        _ => false,
+    };
+    assert!(ids.iter().all(|id| is_id(id)), "{line}");
 }

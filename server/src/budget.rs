@@ -64,6 +64,11 @@ impl Budget {
         self.total
     }
 
+    /// What is taken of it, in bytes.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Takes bytes; returns false if there are not as many left.
     pub fn take(&self, bytes: u64) -> bool {
         let fits = |taken: u64| {

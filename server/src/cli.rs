@@ -8,7 +8,7 @@ use crate::component::{Component, VERSION};
 use crate::config::{self, Config};
 use crate::container;
 use crate::listener::Server;
-use crate::log::{Log, printable};
+use crate::log::{Level, Log, printable};
 use crate::probe;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::env;
@@ -251,7 +251,10 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
             biased;
             reason = stop.recv() => {
                 let reason = reason.unwrap_or_default();
-                log.event(format_args!("{reason}: ended before it has served"));
+                log.event(
+                    Level::Info,
+                    format_args!("{reason}: ended before it has served"),
+                );
                 return Ok(());
             }
             loaded = loaded => loaded.map_err(|error| no(io::Error::other(error)))??,
@@ -261,16 +264,17 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
             Some(address) => format!("management on {address}, "),
             None => String::new(),
         };
-        log.event(format_args!(
+        let line = format!(
             "{}: {description}, {sizes}, {management}listening on {address}, see http://{}/",
             version(),
             visible(address)
-        ));
+        );
+        log.event(Level::Info, format_args!("{line}"));
         if let Some(granted) = granted {
-            log.event(format_args!("the component may use {granted}"));
+            log.event(Level::Info, format_args!("the component may use {granted}"));
         }
         if let Some(warning) = warning {
-            log.event(format_args!("{warning}"));
+            log.event(Level::Warn, format_args!("{warning}"));
         }
         server.run(stop).await
     });

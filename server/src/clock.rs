@@ -39,6 +39,11 @@ impl Clock {
         Ok(Self { shared, thread })
     }
 
+    /// Guests that run.
+    pub fn running(&self) -> usize {
+        self.shared.running.load(Ordering::Relaxed)
+    }
+
     /// Counts a guest as running for as long as the value that this returns lives; none when
     /// `most` are running.
     pub fn run(&self, most: usize) -> Option<Running<'_>> {

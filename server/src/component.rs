@@ -57,12 +57,19 @@ pub enum Wasi {
     P3,
 }
 
+impl Wasi {
+    /// The version alone, such as `0.2`.
+    pub fn number(self) -> &'static str {
+        match self {
+            Self::P2 => "0.2",
+            Self::P3 => "0.3",
+        }
+    }
+}
+
 impl fmt::Display for Wasi {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::P2 => "WASI 0.2",
-            Self::P3 => "WASI 0.3",
-        })
+        write!(f, "WASI {}", self.number())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::container;
 use crate::engine::MEMORY_RESERVATION;
+use crate::forwarded::{self, TrustedProxies};
 use crate::log::{Format, printable};
 use crate::outbound::{self, AllowedHost};
 use std::ffi::OsString;
@@ -15,9 +16,10 @@ Settings, from the environment:
   COMPONENT                    the component's file                      /component.cwasm
   LISTEN                       address and port to listen on             0.0.0.0:5000
   PORT                         the port alone; LISTEN has priority       5000
-  MANAGEMENT_LISTEN            the same for /livez and /readyz, or off   off
+  MANAGEMENT_LISTEN            the same for probes and metrics, or off   off
   LOG_FORMAT                   text or json                              text
   ACCESS_LOG                   on or off: a line for each request        on
+  TRUSTED_PROXIES              those that name the client, as 10.0.0.0/8 none
   MAX_CONNECTIONS              connections open at a time                10000
   MAX_REQUESTS                 requests in the component at a time       64
   REQUESTS_PER_SANDBOX         requests that one sandbox may serve       1
@@ -45,10 +47,11 @@ What the component may use, which is nothing by default:
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// Where `/livez` and `/readyz` are; `None` if nowhere.
+    /// Where probes and metrics are; `None` if nowhere.
     pub management: Option<SocketAddr>,
     pub log_format: Format,
     pub access_log: bool,
+    pub trusted_proxies: TrustedProxies,
     pub max_connections: u32,
     pub max_requests: u32,
     pub requests_per_sandbox: u32,
@@ -96,6 +99,7 @@ impl Config {
             management: env.get("MANAGEMENT_LISTEN", None, address_or_off)?,
             log_format: env.get("LOG_FORMAT", Format::Text, format)?,
             access_log: env.get("ACCESS_LOG", true, switch)?,
+            trusted_proxies: TrustedProxies::new(env.list("TRUSTED_PROXIES", forwarded::network)?),
             max_connections: max_connections.unwrap_or(connections),
             max_requests: env.get("MAX_REQUESTS", 64, count::<MAX_REQUESTS>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
@@ -473,6 +477,11 @@ mod tests {
             ),
             ("LOG_FORMAT", "xml", "not a log format (text or json)"),
             ("ACCESS_LOG", "1", "neither on nor off"),
+            (
+                "TRUSTED_PROXIES",
+                "10.0.0.0/33",
+                "neither an IP address nor a network (such as 10.0.0.0/8)",
+            ),
             ("MAX_REQUESTS", "0", "not a whole number from 1 to 4096"),
             (
                 "GUEST_MEMORY",

@@ -1,5 +1,6 @@
 //! Why a request gets no response from the guest, and which one it gets instead.
 
+use crate::log::Level;
 use http::StatusCode;
 use std::fmt;
 use wasmtime_wasi_http::Error;
@@ -74,6 +75,14 @@ impl Failure {
             Self::BodyFailed { .. } | Self::Exited { .. } | Self::Trapped(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+        }
+    }
+
+    /// Returns how much it matters to the operator.
+    pub fn level(&self) -> Level {
+        match self.lack() {
+            Some(_) => Level::Warn,
+            None => Level::Error,
         }
     }
 

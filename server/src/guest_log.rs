@@ -1,6 +1,7 @@
-//! The guest's standard output and error: each line becomes a line of the log.
+//! The guest's standard output and error: each line becomes a line of the log, with the id of the request.
 
-use crate::log::Log;
+use crate::log::{Level, Log};
+use crate::trace::Trace;
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,23 +18,48 @@ const LINE_BYTES: usize = 4096;
 #[derive(Clone)]
 pub struct GuestLog {
     log: Log,
+    kind: Kind,
     stream: Arc<Mutex<Stream>>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Stdout,
+    Stderr,
+}
+
+impl Kind {
+    /// Returns the level of a line, and the name that OpenTelemetry has for the stream.
+    fn describe(self) -> (Level, &'static str) {
+        match self {
+            Self::Stdout => (Level::Info, "stdout"),
+            Self::Stderr => (Level::Warn, "stderr"),
+        }
+    }
 }
 
 #[derive(Default)]
 struct Stream {
     /// The line so far.
     line: Vec<u8>,
+    /// The request that the guest serves.
+    trace: Trace,
     /// Set when anything has been written since [`GuestLog::take_written`].
     written: bool,
 }
 
 impl GuestLog {
-    pub fn new(log: &Log) -> Self {
+    pub fn new(log: &Log, kind: Kind) -> Self {
         Self {
             log: log.clone(),
+            kind,
             stream: Arc::default(),
         }
+    }
+
+    /// Lines are of this request from now on.
+    pub fn begin(&self, trace: Trace) {
+        self.stream().trace = trace;
     }
 
     /// Returns true if the guest has written anything since the last call.
@@ -46,24 +72,29 @@ impl GuestLog {
     }
 
     fn write(&self, bytes: &[u8]) {
-        let Stream { line, written } = &mut *self.stream();
+        let Stream {
+            line,
+            trace,
+            written,
+        } = &mut *self.stream();
         *written = true;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for chunk in piece.chunks(LINE_BYTES) {
                 line.extend_from_slice(chunk);
                 if line.ends_with(b"\n") || line.len() >= LINE_BYTES {
-                    self.end(line);
+                    self.end(line, trace);
                 }
             }
         }
     }
 
-    fn end(&self, line: &mut Vec<u8>) {
+    fn end(&self, line: &mut Vec<u8>, trace: &Trace) {
         let text = String::from_utf8_lossy(line);
         let text = text.trim_end_matches('\n');
         // Rust's panics begin with an empty line.
         if !text.is_empty() {
-            self.log.event(format_args!("guest: {text}"));
+            let (level, stream) = self.kind.describe();
+            self.log.guest_line(level, trace, stream, text);
         }
         line.clear();
     }
@@ -75,8 +106,9 @@ impl Drop for GuestLog {
         if let Some(stream) = Arc::get_mut(&mut self.stream) {
             let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
             let mut line = mem::take(&mut stream.line);
+            let trace = mem::take(&mut stream.trace);
             if !line.is_empty() {
-                self.end(&mut line);
+                self.end(&mut line, &trace);
             }
         }
     }

@@ -5,8 +5,9 @@ use crate::budget::{
     self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
     HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
 };
-use crate::guest_log::GuestLog;
+use crate::guest_log::{GuestLog, Kind};
 use crate::log::Log;
+use crate::metrics::Metrics;
 use crate::outbound::{Outbound, Sending, Sent};
 use crate::sandbox::{CallState, Guest};
 use http::{HeaderName, Request};
@@ -22,6 +23,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpVi
 /// What all guests of a server have in common.
 pub struct Shared {
     pub log: Log,
+    pub metrics: Arc<Metrics>,
     /// Their environment.
     pub variables: Vec<(String, String)>,
     /// The same, as `wasi:config/store` has it.
@@ -53,13 +55,19 @@ impl Shared {
     }
 }
 
+/// What a guest has of WASI besides HTTP.
+struct Wasi {
+    context: WasiCtx,
+    stdout: GuestLog,
+    stderr: GuestLog,
+}
+
 /// What the host keeps for one guest.
 pub struct Host {
     pub call: Arc<CallState>,
     hooks: Hooks,
-    /// Made when the guest first needs it, with its standard error: most guests do not, and making it
-    /// takes as long as all the rest of the host.
-    wasi: Option<(WasiCtx, GuestLog)>,
+    /// Made when the guest first needs it: most guests do not, and making it takes as long as all the rest of the host.
+    wasi: Option<Wasi>,
     http: WasiHttpCtx,
     handles: ResourceTable,
     /// Bytes of [`Shared::memory`] that the guest has.
@@ -136,6 +144,8 @@ impl Host {
             self.taken += held - self.held;
             self.held = held;
         } else {
+            let metrics = &shared.metrics;
+            metrics.guest_memory_refusals.count("guest_memory_total");
             self.hooks.is_over_budget = true;
             self.handles.set_max_capacity(0);
         }
@@ -152,6 +162,15 @@ impl Host {
         self.handles_held < MAX_HANDLES / 2
     }
 
+    /// Begins another call of a guest that has served one.
+    pub fn begin_call(&mut self, call: Arc<CallState>) {
+        if let Some(Wasi { stdout, stderr, .. }) = &self.wasi {
+            stdout.begin(call.trace.clone());
+            stderr.begin(call.trace.clone());
+        }
+        self.call = call;
+    }
+
     /// Ends what belongs to a call.
     pub fn end_call(&mut self) {
         self.hooks.connections = None;
@@ -159,8 +178,8 @@ impl Host {
 
     /// Returns true if the guest has written to its standard error since the last call.
     pub fn take_logged(&self) -> bool {
-        let stderr = self.wasi.as_ref().map(|(_, stderr)| stderr);
-        stderr.is_some_and(GuestLog::take_written)
+        let wasi = self.wasi.as_ref();
+        wasi.is_some_and(|wasi| wasi.stderr.take_written())
     }
 
     pub fn shared(&self) -> &Shared {
@@ -176,16 +195,26 @@ impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         self.handles();
         let shared = &self.hooks.shared;
-        let (wasi, _) = self.wasi.get_or_insert_with(|| {
-            let stderr = GuestLog::new(&shared.log);
-            let mut wasi = WasiCtx::builder();
-            wasi.stdout(GuestLog::new(&shared.log))
+        let wasi = self.wasi.get_or_insert_with(|| {
+            let stream = |kind| {
+                let stream = GuestLog::new(&shared.log, kind);
+                stream.begin(self.call.trace.clone());
+                stream
+            };
+            let (stdout, stderr) = (stream(Kind::Stdout), stream(Kind::Stderr));
+            let mut context = WasiCtx::builder();
+            context
+                .stdout(stdout.clone())
                 .stderr(stderr.clone())
                 .envs(&shared.variables);
-            (wasi.build(), stderr)
+            Wasi {
+                context: context.build(),
+                stdout,
+                stderr,
+            }
         });
         WasiCtxView {
-            ctx: wasi,
+            ctx: &mut wasi.context,
             table: &mut self.handles,
         }
     }
@@ -210,6 +239,10 @@ impl ResourceLimiter for Host {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let share = self.hooks.shared.memory_share;
+        if desired > share {
+            let metrics = &self.hooks.shared.metrics;
+            metrics.guest_memory_refusals.count("guest_memory");
+        }
         let maximum = maximum.map_or(share, |maximum| maximum.min(share));
         self.grow(current, desired, Some(maximum), 1)
     }
@@ -255,6 +288,8 @@ impl Host {
             self.growth = more;
             return Ok(true);
         }
+        let metrics = &self.hooks.shared.metrics;
+        metrics.guest_memory_refusals.count("guest_memory_total");
         match self.has_started {
             true => Ok(false),
             false => Err(OverBudget.into()),
@@ -295,8 +330,7 @@ impl WasiHttpHooks for Hooks {
         let connections = &mut self.connections;
         let connections = connections.get_or_insert_with(|| watch::Sender::new(()));
         let is_over = connections.subscribe();
-        let Shared { outbound, log, .. } = &*self.shared;
-        outbound.send(request, options, log, is_over)
+        self.shared.outbound.send(request, options, is_over)
     }
 
     /// Writes of the guest that wait for the client before the guest has to. With one, the

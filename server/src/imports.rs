@@ -5,6 +5,7 @@
 
 use crate::component::Wasi;
 use crate::host::Host;
+use crate::log::Level;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{Component, HasData, Linker, LinkerInstance, Resource};
 use wasmtime::component::{ResourceTable, ResourceType};
@@ -207,10 +208,9 @@ fn deny(
 fn log_refusal(host: &mut Host, function: &str) {
     if !host.is_refused {
         host.is_refused = true;
+        let message = format_args!("denied a guest {function}: no guest gets sockets");
         let log = &host.shared().log;
-        log.event(format_args!(
-            "denied a guest {function}: no guest gets sockets"
-        ));
+        log.request_event(Level::Warn, &host.call.trace, message);
     }
 }
 

@@ -3,11 +3,12 @@
 
 use crate::budget::Budget;
 use crate::buffers::Buffers;
-use crate::component::Component;
+use crate::component::{Component, Description};
 use crate::config::Config;
 use crate::host::Shared;
-use crate::log::Log;
-use crate::management::{self, Health};
+use crate::log::{Level, Log};
+use crate::management::{self, Health, Source};
+use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Handler, Service};
@@ -58,6 +59,8 @@ pub struct Server {
     management: Option<TcpListener>,
     config: Config,
     service: Arc<Service>,
+    sandbox: Arc<Sandbox>,
+    description: Description,
     log: Log,
 }
 
@@ -85,11 +88,19 @@ impl Server {
         };
         let set = |(name, value): &(String, Option<String>)| Some((name.clone(), value.clone()?));
         let variables: Vec<_> = config.guest_env.iter().filter_map(set).collect();
+        let metrics = Arc::<Metrics>::default();
+        let outbound = Outbound::new(
+            config.outbound.clone(),
+            config.guest_timeout,
+            log.clone(),
+            metrics.clone(),
+        );
         let shared = Shared {
             log: log.clone(),
+            metrics: metrics.clone(),
             config: variables.iter().cloned().collect(),
             variables,
-            outbound: Outbound::new(config.outbound.clone(), config.guest_timeout),
+            outbound,
             memory: Budget::new(config.guest_memory_total.0),
             memory_share: component.description.memory_share(config.guest_memory),
             idle: Mutex::default(),
@@ -97,16 +108,22 @@ impl Server {
         component.check_total(config.guest_memory_total)?;
         let buffers = Buffers::new(config.max_connections);
         let sandbox = Sandbox::load(component, limits, shared, buffers.clone())?;
+        let sandbox = Arc::new(sandbox);
         Ok(Self {
             listener,
             management,
-            service: Arc::new(service(
-                Handler::Guests(Arc::new(sandbox)),
+            service: Arc::new(Service {
+                handler: Handler::Guests(sandbox.clone()),
+                log: log.clone(),
+                metrics,
+                access_log: config.access_log,
+                trusted_proxies: config.trusted_proxies.clone(),
+                body_timeout: config.body_timeout,
                 buffers,
-                config.access_log,
-                &config,
-                log,
-            )),
+                shutdown: Arc::default(),
+            }),
+            sandbox,
+            description: component.description.clone(),
             log: log.clone(),
             config,
         })
@@ -146,13 +163,19 @@ impl Server {
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(error)?;
-        let health = workers.iter().map(|it| it.handle().clone()).collect();
-        let health = Arc::new(Health::new(health));
+        let health = Arc::new(Health::new(
+            workers.iter().map(|it| it.handle().clone()).collect(),
+            Source {
+                service: self.service.clone(),
+                sandbox: self.sandbox,
+                description: self.description,
+                connections: all,
+            },
+        ));
         // Management connections stay open until the process ends.
         let stays_open = watch::Sender::new(false);
         if let Some(listener) = self.management {
             let handler = Handler::Management(health.clone());
-            let buffers = Buffers::new(management::MAX_CONNECTIONS as u32);
             // There are few, so that none may stay.
             let config = Config {
                 idle_timeout: MANAGEMENT_TIMEOUT,
@@ -160,15 +183,30 @@ impl Server {
                 write_timeout: MANAGEMENT_TIMEOUT,
                 ..self.config.clone()
             };
-            let service = Arc::new(service(handler, buffers, false, &config, &self.log));
+            let service = Arc::new(Service {
+                handler,
+                log: self.log.clone(),
+                // Of the traffic, and not of those who ask about it.
+                metrics: Arc::default(),
+                access_log: false,
+                trusted_proxies: config.trusted_proxies.clone(),
+                body_timeout: config.body_timeout,
+                buffers: Buffers::new(management::MAX_CONNECTIONS as u32),
+                shutdown: Arc::default(),
+            });
             let open = stays_open.subscribe();
             let worker = Worker::start("management", service, &config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
         }
         let places = Arc::new(Semaphore::new(all as usize));
         self.listener.set_nonblocking(true).map_err(error)?;
-        let mut acceptor =
-            Acceptor::open(self.listener, files.told, self.log.clone()).map_err(error)?;
+        let mut acceptor = Acceptor::open(
+            self.listener,
+            files.told,
+            self.log.clone(),
+            self.service.metrics.clone(),
+        )
+        .map_err(error)?;
 
         let mut reason = tokio::select! {
             reason = stop.recv() => reason.unwrap_or_default(),
@@ -178,9 +216,10 @@ impl Server {
         let delay = self.config.drain_delay;
         let mut is_told_again = false;
         if !delay.is_zero() {
-            self.log.event(format_args!(
-                "{reason}: not ready, and serving for another {delay:?}"
-            ));
+            self.log.event(
+                Level::Info,
+                format_args!("{reason}: not ready, and serving for another {delay:?}"),
+            );
             tokio::select! {
                 again = stop.recv() => {
                     reason = again.unwrap_or_default();
@@ -208,10 +247,10 @@ impl Server {
         }
         drop(listener);
         let open = || all as usize - places.available_permits();
-        self.log.event(format_args!(
-            "{reason}: shutting down, {} connections open",
-            open()
-        ));
+        self.log.event(
+            Level::Info,
+            format_args!("{reason}: shutting down, {} connections open", open()),
+        );
 
         let told_again = async {
             if !is_told_again {
@@ -234,33 +273,19 @@ impl Server {
             shutdown.is_cutting.store(true, Ordering::Relaxed);
             let requests = shutdown.requests.load(Ordering::Relaxed);
             let connections = open();
-            self.log.event(format_args!(
-                "{why}: {} on {} cut",
-                counted(requests, "request"),
-                counted(connections, "connection")
-            ));
+            self.log.event(
+                Level::Warn,
+                format_args!(
+                    "{why}: {} on {} cut",
+                    counted(requests, "request"),
+                    counted(connections, "connection")
+                ),
+            );
         }
         for worker in workers {
             worker.end();
         }
         Ok(())
-    }
-}
-
-fn service(
-    handler: Handler,
-    buffers: Buffers,
-    access_log: bool,
-    config: &Config,
-    log: &Log,
-) -> Service {
-    Service {
-        handler,
-        log: log.clone(),
-        access_log,
-        body_timeout: config.body_timeout,
-        buffers,
-        shutdown: Arc::default(),
     }
 }
 
@@ -344,9 +369,13 @@ fn allow_files(config: &Config, log: &Log) -> Result<Files, String> {
         ));
     }
     if fit < connections {
-        log.event(format_args!(
-            "the limit of {files} file descriptors leaves room for {fit} connections, not for MAX_CONNECTIONS={connections}"
-        ));
+        log.event(
+            Level::Warn,
+            format_args!(
+                "the limit of {files} file descriptors leaves room for {fit} connections, not for \
+                 MAX_CONNECTIONS={connections}"
+            ),
+        );
     }
     Ok(Files {
         connections: fit as u32,
@@ -368,15 +397,22 @@ struct Acceptor {
     spare: Option<OwnedFd>,
     being_told: Arc<Semaphore>,
     log: Log,
+    metrics: Arc<Metrics>,
 }
 
 impl Acceptor {
-    fn open(listener: TcpListener, told: usize, log: Log) -> io::Result<Self> {
+    fn open(
+        listener: TcpListener,
+        told: usize,
+        log: Log,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         Ok(Self {
             spare: dup(&listener).ok(),
             listener: tokio::net::TcpListener::from_std(listener)?,
             being_told: Arc::new(Semaphore::new(told)),
             log,
+            metrics,
         })
     }
 
@@ -423,6 +459,7 @@ impl Acceptor {
 
     /// Tells a client in the background that there is no room.
     fn turn_away(&mut self, mut stream: tokio::net::TcpStream) {
+        self.metrics.rejected_connections.count("max_connections");
         self.log.often("turned away", |count| {
             format!("MAX_CONNECTIONS are open: {count} more turned away")
         });
@@ -443,6 +480,7 @@ impl Acceptor {
             _ => Poll::Ready(None),
         });
         if let Some(stream) = next.await {
+            self.metrics.rejected_connections.count("file_descriptors");
             // What is left unread would reset the connection, and the answer be lost.
             let _ = stream.try_read(&mut [0; 4096]);
             let _ = stream.try_write(NO_ROOM);

@@ -4,10 +4,13 @@
 //! buffer fills up, further lines are dropped and counted, and the count is logged once there is
 //! room again.
 
+use crate::forwarded::Client;
+use crate::trace::{Id, Trace};
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use std::{mem, thread};
@@ -31,10 +34,35 @@ pub enum Format {
     Json,
 }
 
+/// How much a line matters: the names of severities that OpenTelemetry's logs have.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Level {
+    Info,
+    /// A limit was reached, or something is not as it should be.
+    Warn,
+    /// A request failed that should not have.
+    Error,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Info => "INFO",
+            Self::Warn => "WARN",
+            Self::Error => "ERROR",
+        })
+    }
+}
+
 /// One request and its response.
 #[derive(Clone, Debug)]
 pub struct Access {
+    /// The other end of the connection.
     pub peer: SocketAddr,
+    /// Who sent the request: the peer, or whom trusted proxies name.
+    pub client: Client,
+    pub trace: Trace,
     /// `None` if no head has come that could be read.
     pub method: Option<http::Method>,
     pub path: String,
@@ -78,6 +106,8 @@ pub struct Log {
 struct Queue {
     state: Mutex<State>,
     changed: Condvar,
+    /// Lines dropped since the start.
+    dropped: AtomicU64,
 }
 
 #[derive(Default)]
@@ -123,8 +153,35 @@ impl Log {
     }
 
     /// Logs what concerns the server as a whole.
-    pub fn event(&self, message: fmt::Arguments) {
-        self.push(&self.event_line(message));
+    pub fn event(&self, level: Level, message: fmt::Arguments) {
+        self.push(&self.event_line(level, message, &Event::default()));
+    }
+
+    /// Logs what concerns a request.
+    pub fn request_event(&self, level: Level, trace: &Trace, message: fmt::Arguments) {
+        let event = Event {
+            ids: Ids::of(trace),
+            ..Event::default()
+        };
+        self.push(&self.event_line(level, message, &event));
+    }
+
+    /// Logs a line that a guest has written to a stream, `stdout` or `stderr`.
+    pub fn guest_line(&self, level: Level, trace: &Trace, stream: &'static str, text: &str) {
+        let event = Event {
+            iostream: Some(stream),
+            ids: Ids::of(trace),
+        };
+        self.push(&match (self.format, trace.text()) {
+            (Format::Json, _) => self.event_line(level, format_args!("{text}"), &event),
+            (_, None) => self.event_line(level, format_args!("guest: {text}"), &event),
+            (_, Some(id)) => self.event_line(level, format_args!("guest [{id}]: {text}"), &event),
+        });
+    }
+
+    /// Lines dropped since the start, as the reader was too slow.
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped.load(Ordering::Relaxed)
     }
 
     /// Logs what happens often: at once, and for the rest at most once a second. `message` gets how often it has happened
@@ -152,7 +209,7 @@ impl Log {
             }),
         }
         drop(state);
-        self.event(format_args!("{}", message(1)));
+        self.event(Level::Warn, format_args!("{}", message(1)));
     }
 
     /// Logs a request and its answer.
@@ -184,6 +241,7 @@ impl Log {
         let mut state = self.lock();
         if state.lines.len() + line.len() > BUFFER_BYTES {
             state.dropped += 1;
+            self.queue.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let writer_waits = state.lines.is_empty();
@@ -204,14 +262,11 @@ impl Log {
             drop(state);
 
             for message in repeated {
-                let line = self.event_line(format_args!("{message}"));
-                batch.extend_from_slice(line.as_bytes());
+                self.warn(&mut batch, &message);
             }
             if dropped > 0 {
-                let line = self.event_line(format_args!(
-                    "{dropped} lines of log lost: its reader is too slow"
-                ));
-                batch.extend_from_slice(line.as_bytes());
+                let message = format!("{dropped} lines of log lost: its reader is too slow");
+                self.warn(&mut batch, &message);
             }
             // A closed pipe leaves nobody to tell.
             let _ = out.write_all(&batch).and_then(|()| out.flush());
@@ -248,47 +303,116 @@ impl Log {
         }
     }
 
-    fn event_line(&self, message: fmt::Arguments) -> String {
+    /// Adds an event to what is written next.
+    fn warn(&self, batch: &mut Vec<u8>, message: &str) {
+        let line = self.event_line(Level::Warn, format_args!("{message}"), &Event::default());
+        batch.extend_from_slice(line.as_bytes());
+    }
+
+    fn event_line(&self, level: Level, message: fmt::Arguments, event: &Event) -> String {
         let message = printable(&message.to_string());
         match self.format {
-            Format::Text => format!("{} {message}\n", now()),
-            Format::Json => json(&Event {
-                time: now(),
-                message,
+            Format::Text => format!("{} {level} {message}\n", now()),
+            Format::Json => json(&JsonEvent {
+                timestamp: now(),
+                severity_text: level,
+                body: message,
+                event,
             }),
         }
     }
 }
 
+/// What an event's line of JSON has besides the message.
+#[derive(Default, Serialize)]
+struct Event<'a> {
+    #[serde(rename = "log.iostream", skip_serializing_if = "Option::is_none")]
+    iostream: Option<&'static str>,
+    #[serde(flatten)]
+    ids: Ids<'a>,
+}
+
+/// The ids of a request. Keys are those of OpenTelemetry's log data model, but for the last, which it does not know.
+#[derive(Default, Serialize)]
+struct Ids<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+impl<'a> Ids<'a> {
+    fn of(trace: &'a Trace) -> Self {
+        match trace.id() {
+            Some(Id::Context { trace, span }) => Self {
+                trace_id: Some(trace),
+                span_id: Some(span),
+                request_id: None,
+            },
+            Some(Id::Request(id)) => Self {
+                request_id: Some(id),
+                ..Self::default()
+            },
+            None => Self::default(),
+        }
+    }
+}
+
 #[derive(Serialize)]
-struct Event {
-    time: String,
-    message: String,
+struct JsonEvent<'a> {
+    timestamp: String,
+    severity_text: Level,
+    body: String,
+    #[serde(flatten)]
+    event: &'a Event<'a>,
 }
 
 impl Access {
+    /// Keys are those of OpenTelemetry's log data model and of its semantic conventions for HTTP. These have a duration for
+    /// metrics alone.
     fn json(&self) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
-            time: String,
-            peer: SocketAddr,
+            timestamp: String,
+            severity_text: Level,
+            #[serde(rename = "client.address")]
+            client: IpAddr,
+            #[serde(rename = "client.port", skip_serializing_if = "Option::is_none")]
+            client_port: Option<u16>,
+            #[serde(rename = "network.peer.address")]
+            peer: IpAddr,
+            #[serde(rename = "network.peer.port")]
+            peer_port: u16,
+            #[serde(rename = "http.request.method")]
             method: &'a str,
+            #[serde(rename = "url.path")]
             path: String,
+            #[serde(rename = "http.response.status_code")]
             status: u16,
+            #[serde(rename = "http.response.body.size")]
             bytes: u64,
-            us: u128,
+            duration_us: u128,
             #[serde(skip_serializing_if = "Option::is_none")]
             cut: Option<bool>,
+            #[serde(flatten)]
+            ids: Ids<'a>,
         }
         json(&Line {
-            time: now(),
-            peer: self.peer,
+            timestamp: now(),
+            severity_text: Level::Info,
+            client: self.client.address,
+            client_port: self.client.port,
+            peer: self.peer.ip(),
+            peer_port: self.peer.port(),
             method: self.method(),
             path: printable(&self.path),
             status: self.status,
             bytes: self.bytes,
-            us: self.took.as_micros(),
+            duration_us: self.took.as_micros(),
             cut: self.is_cut.then_some(true),
+            ids: Ids::of(&self.trace),
         })
     }
 
@@ -301,17 +425,22 @@ impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let (now, path, took) = (now(), printable(&self.path), self.took.as_micros());
         let Self {
-            peer,
+            client,
             status,
             bytes,
             ..
         } = self;
-        let method = self.method();
-        write!(f, "{now} {peer} {method} {path} {status} {bytes}B {took}us")?;
+        let (level, method) = (Level::Info, self.method());
+        write!(
+            f,
+            "{now} {level} {client} {method} {path} {status} {bytes}B {took}us"
+        )?;
         if self.is_cut {
-            write!(f, " cut")
-        } else {
-            Ok(())
+            write!(f, " cut")?;
+        }
+        match self.trace.text() {
+            Some(id) => write!(f, " {id}"),
+            None => Ok(()),
         }
     }
 }

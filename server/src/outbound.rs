@@ -9,6 +9,7 @@
 //!   behind it. So a name is looked up here first, and by the library only once it has resolved; both hold a permit.
 
 use crate::log::Log;
+use crate::metrics::Metrics;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
@@ -22,7 +23,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
@@ -244,6 +245,8 @@ pub struct Outbound {
     longest: Duration,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
+    log: Log,
+    metrics: Arc<Metrics>,
 }
 
 /// A future as `wasmtime-wasi-http` has it.
@@ -254,13 +257,20 @@ pub type Sent = (Response<WasiBody>, Sending<()>);
 
 impl Outbound {
     /// `guest_timeout` is the time that a guest has for a request.
-    pub fn new(limits: Limits, guest_timeout: Duration) -> Self {
+    pub fn new(limits: Limits, guest_timeout: Duration, log: Log, metrics: Arc<Metrics>) -> Self {
         Self {
+            log,
+            metrics,
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             longest: guest_timeout,
             limits,
         }
+    }
+
+    /// Connections that are open, or that are being opened.
+    pub fn open(&self) -> usize {
+        (self.limits.connections as usize).saturating_sub(self.connections.available_permits())
     }
 
     /// Sends a request if its destination is allowed, and a connection is to be had. A guest may ask for shorter
@@ -269,7 +279,6 @@ impl Outbound {
         &self,
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
-        log: &Log,
         mut is_over: watch::Receiver<()>,
     ) -> Sending<Sent> {
         let request = request.map(|body| RequestBody {
@@ -285,7 +294,8 @@ impl Outbound {
             let scheme = uri.scheme_str().unwrap_or_default().to_owned();
             let authority = uri.authority().map_or("", without_userinfo);
             let authority: String = authority.chars().take(MAX_LOGGED_CHARS).collect();
-            log.often("denied", move |count| {
+            self.metrics.rejected_outbound_requests.count("not_allowed");
+            self.log.often("denied", move |count| {
                 format!(
                     "denied {count} outbound requests, the last to {scheme}://{authority}: not in ALLOWED_OUTBOUND_HOSTS"
                 )
@@ -293,7 +303,9 @@ impl Outbound {
             return refused(Error::HttpRequestDenied);
         };
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-            log.often("outbound limit", |count| {
+            let rejected = &self.metrics.rejected_outbound_requests;
+            rejected.count("max_connections");
+            self.log.often("outbound limit", |count| {
                 format!("outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected {count} outbound requests")
             });
             return refused(Error::ConnectionLimitReached);
@@ -304,7 +316,7 @@ impl Outbound {
         let is_name = destination.host.parse::<IpAddr>().is_err();
         let name = is_name.then_some((destination.host, destination.port));
         let lookups = self.lookups.clone();
-        Box::new(async move {
+        let sending = async move {
             let deadline = pin!(sleep(connect_timeout));
             let mut no_connection = pin!(async {
                 deadline.await;
@@ -342,6 +354,14 @@ impl Outbound {
                 }
             });
             Ok((response.map(BodyExt::boxed_unsync), io))
+        };
+        let metrics = self.metrics.clone();
+        Box::new(async move {
+            let begun = Instant::now();
+            let sent = sending.await;
+            let outcome = sent.as_ref().map(|(response, _)| response.status());
+            metrics.outbound_request(outcome, begun.elapsed());
+            sent
         })
     }
 

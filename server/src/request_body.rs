@@ -16,7 +16,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -200,6 +200,7 @@ impl RequestBody {
                             }
                         }
                         if self.pace.poll_stalled(cx).is_ready() {
+                            receiving.stall();
                             self.incoming = None;
                             return Poll::Ready(Err(Failure::Stalled));
                         }
@@ -262,14 +263,16 @@ impl Body for RequestBody {
                 *incoming = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => pace.poll_stalled(cx).map(|()| {
+            Poll::Pending => {
+                ready!(pace.poll_stalled(cx));
+                receiving.stall();
                 // Dropped unread, it ends the connection.
                 *incoming = None;
                 if let Some(progress) = progress {
                     progress.is_awaited.store(false, Ordering::Relaxed);
                 }
-                Some(Err(Error::ConnectionReadTimeout))
-            }),
+                Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 use crate::buffers::FREE_BYTES;
 use crate::failure::Failure;
 use crate::sandbox::{CallState, Sandbox};
+use crate::trace::Trace;
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
@@ -190,7 +191,7 @@ impl Begun {
     ) -> Result<Response<Content>, Failure> {
         let Self { head, body, taken } = self;
         if has_no_body(is_head, head.status) {
-            let guest = spawn(sandbox, async move {
+            let guest = spawn(sandbox, state.trace.clone(), async move {
                 let _transfer = transfer;
                 call.await
             });
@@ -214,8 +215,9 @@ impl Begun {
             reader: None,
             writer: None,
         })));
+        let trace = state.trace.clone();
         let run = serve(sandbox.clone(), call, state, transfer, body, pipe.clone());
-        let guest = spawn(sandbox, run);
+        let guest = spawn(sandbox, trace, run);
         let body = StreamingBody {
             pipe,
             guest,
@@ -232,11 +234,12 @@ impl Begun {
 /// Runs a guest whose response has started.
 fn spawn(
     sandbox: Arc<Sandbox>,
+    trace: Trace,
     run: impl Future<Output = Result<(), Failure>> + Send + 'static,
 ) -> AbortHandle {
     let guest = tokio::spawn(async move {
         if let Err(failure) = run.await {
-            sandbox.log_late(&failure);
+            sandbox.log_late(&failure, &trace);
         }
     });
     guest.abort_handle()

@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::host::{Host, Shared};
 use crate::request_body::Progress;
 use crate::response_body::{Begun, Call, Content};
+use crate::trace::Trace;
 use crate::{imports, pool};
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -86,6 +87,7 @@ type Answered = Result<Response<WasiBody>, Failure>;
 /// What is known of a call outside of it.
 #[derive(Default)]
 pub struct CallState {
+    pub trace: Trace,
     /// What the guest has answered.
     answer: Mutex<Option<Answered>>,
     /// The guest has not come to a wait or an end: others were given a turn.
@@ -101,6 +103,13 @@ pub struct CallState {
 }
 
 impl CallState {
+    fn new(trace: Trace) -> Self {
+        Self {
+            trace,
+            ..Self::default()
+        }
+    }
+
     fn give(&self, answer: Answered) {
         self.answered.store(true, Ordering::Relaxed);
         *self.answer() = Some(answer);
@@ -192,12 +201,24 @@ impl Sandbox {
         self.buffers.take(bytes).or_else(|| self.transfer())
     }
 
-    /// Logs how a guest failed whose response had started.
-    pub fn log_late(&self, failure: &Failure) {
-        let log = &self.shared.log;
+    /// Logs and counts how a guest failed whose response had started.
+    pub fn log_late(&self, failure: &Failure, trace: &Trace) {
+        let Shared { log, metrics, .. } = &*self.shared;
+        metrics.failed(failure);
         if !failure.is_quiet() {
-            log.event(format_args!("after the response started: {failure}"));
+            let message = format_args!("after the response started: {failure}");
+            log.request_event(failure.level(), trace, message);
         }
+    }
+
+    /// What the sandboxes have in common.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Guests that run, and how many may.
+    pub fn running(&self) -> (usize, u32) {
+        (self.clock.running(), self.limits.calls)
     }
 
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
@@ -212,12 +233,13 @@ impl Sandbox {
         request: Request<B>,
         progress: Option<Arc<Progress>>,
         transfer: Option<OwnedSemaphorePermit>,
+        trace: Trace,
     ) -> Result<(Response<Content>, usize), Failure>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let is_head = request.method() == Method::HEAD;
-        let state = Arc::<CallState>::default();
+        let state = Arc::new(CallState::new(trace));
         let mut call: Call = Box::pin(self.clone().call(request, progress, state.clone()));
         let mut begun: Option<Begun> = None;
         let turn = poll_fn(|cx| {
@@ -351,7 +373,7 @@ impl Sandbox {
         let idle = self.shared.idle().pop();
         let mut guest = match idle {
             Some(mut guest) => {
-                guest.store.data_mut().call = state;
+                guest.store.data_mut().begin_call(state);
                 guest
             }
             None => self.instantiate(state).await?,
@@ -374,6 +396,7 @@ impl Sandbox {
     }
 
     async fn instantiate(&self, call: Arc<CallState>) -> wasmtime::Result<Guest> {
+        let begun = std::time::Instant::now();
         let mut store = Store::new(&self.engine, Host::new(&self.shared, call));
         store.limiter(|host| host);
         store.set_epoch_deadline(1);
@@ -387,6 +410,7 @@ impl Sandbox {
             ProxyPre::P3(ready) => Proxy::P3(ready.instantiate_async(&mut store).await?),
         };
         store.data_mut().has_started = true;
+        self.shared.metrics.guest_started(begun.elapsed());
         Ok(Guest {
             store,
             exports,

@@ -2,11 +2,14 @@
 
 use crate::buffers::{Buffers, FREE_BYTES};
 use crate::failure::Failure;
+use crate::forwarded::{Client, TrustedProxies};
 use crate::log::{Access, Log};
 use crate::management::Health;
+use crate::metrics::Metrics;
 use crate::request_body::RequestBody;
 use crate::response_body::Content;
 use crate::sandbox::Sandbox;
+use crate::trace::Trace;
 use crate::transport::{Activity, Open};
 use crate::validate;
 use bytes::Bytes;
@@ -41,7 +44,9 @@ pub enum Handler {
 pub struct Service {
     pub handler: Handler,
     pub log: Log,
+    pub metrics: Arc<Metrics>,
     pub access_log: bool,
+    pub trusted_proxies: TrustedProxies,
     /// Longest silence of a client within a request's body.
     pub body_timeout: Duration,
     /// What the connections share.
@@ -60,26 +65,10 @@ pub struct Shutdown {
     pub requests: AtomicUsize,
 }
 
-/// One of [`Shutdown::requests`].
-struct Counted(Arc<Shutdown>);
-
-impl Counted {
-    fn new(shutdown: &Arc<Shutdown>) -> Self {
-        shutdown.requests.fetch_add(1, Ordering::Relaxed);
-        Self(shutdown.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Service {
     /// Responds to a request of the client at `peer`, whatever happens.
     pub async fn answer(
-        &self,
+        self: &Arc<Self>,
         peer: SocketAddr,
         mut request: Request<Incoming>,
         activity: &Arc<Activity>,
@@ -87,8 +76,8 @@ impl Service {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_head = request.method() == Method::HEAD;
         let mut open = activity.begin();
-        let counted = Counted::new(&self.shutdown);
-        let mut entry = self.access_log.then(|| Entry::new(self, peer, &request));
+        let trace = Trace::of(request.headers());
+        let mut entry = Entry::new(self, peer, &request, &trace);
         let keep_alive_header = request.version() <= Version::HTTP_11;
         let ends_with_connection = request.version() <= Version::HTTP_10;
 
@@ -96,8 +85,8 @@ impl Service {
         // Whoever sends such a request may see other bounds between requests than this server.
         let refused = checked.is_err();
         let response = match checked {
-            Ok(()) => self.ask(request, &mut open).await,
-            Err((status, reason)) => plain(status, reason),
+            Ok(()) => self.ask(request, &mut open, trace).await,
+            Err((status, reason)) => Page::line(status, reason).into(),
         };
         let (mut head, mut body) = response.into_parts();
         if is_head && !body.is_end_stream() {
@@ -118,26 +107,26 @@ impl Service {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if let Some(entry) = &mut entry {
-            entry.access.status = head.status.as_u16();
-        }
+        entry.status = head.status.as_u16();
         let body = Answer {
             body,
             piece: is_http2.then_some(HTTP2_PIECE_BYTES),
             rest: Bytes::new(),
             entry,
             open,
-            _counted: counted,
             ends_with_connection,
         };
         Response::from_parts(head, body)
     }
 
-    /// Logs a request of which no head has come that could be served.
+    /// Logs and counts a request of which no head has come that could be served.
     pub fn log_refused(&self, peer: SocketAddr, status: StatusCode, took: Duration) {
+        self.metrics.request(None, status.as_u16(), took);
         if self.access_log {
             self.log.access(&Access {
                 peer,
+                client: peer.into(),
+                trace: Trace::default(),
                 method: None,
                 path: "-".into(),
                 status: status.as_u16(),
@@ -148,37 +137,42 @@ impl Service {
         }
     }
 
-    /// Logs that a connection was cut, as there is no memory for what it holds.
+    /// Logs and counts that a connection was cut, as there is no memory for what it holds.
     pub fn log_cut(&self) {
+        self.metrics.rejected_connections.count("buffers");
         self.log.often("connections cut", |count| {
             format!("the buffers of all connections are taken: {count} more connections cut")
         });
     }
 
-    async fn ask(&self, request: Request<Incoming>, open: &mut Open) -> Response<Content> {
+    async fn ask(
+        &self,
+        request: Request<Incoming>,
+        open: &mut Open,
+        trace: Trace,
+    ) -> Response<Content> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let sandbox = match &self.handler {
             Handler::Guests(sandbox) => sandbox,
             Handler::Management(health) => {
-                let (status, line) = health.respond(&request).await;
-                return plain(status, line);
+                return health.respond(&request).await.into();
             }
         };
-        let failure = match self.call(sandbox, request, open).await {
+        let failure = match self.call(sandbox, request, open, &trace).await {
             Ok(response) => return response,
             Err(failure) => failure,
         };
         let status = failure.status();
-        let response = plain(status, status.canonical_reason().unwrap_or_default());
+        self.metrics.failed(&failure);
         if let Some(lack) = failure.lack() {
             self.log.often(lack, move |count| {
                 format!("{lack}: {count} more requests refused")
             });
         } else if !failure.is_quiet() {
-            let path = uri.path();
-            self.log.event(format_args!("{method} {path}: {failure}"));
+            let message = format_args!("{method} {}: {failure}", uri.path());
+            self.log.request_event(failure.level(), &trace, message);
         }
-        response
+        Page::line(status, status.canonical_reason().unwrap_or_default()).into()
     }
 
     /// Receives the request's body, as much as there has to be of it, and calls a guest.
@@ -187,6 +181,7 @@ impl Service {
         sandbox: &Arc<Sandbox>,
         request: Request<Incoming>,
         open: &mut Open,
+        trace: &Trace,
     ) -> Result<Response<Content>, Failure> {
         let is_on_demand = request.headers().contains_key(EXPECT);
         let mut request = request
@@ -194,7 +189,9 @@ impl Service {
         let body = request.body_mut();
         let transfer = body.receive(sandbox, &self.buffers).await?;
         let progress = body.progress();
-        let (response, bytes) = sandbox.answer(request, progress, transfer).await?;
+        let (response, bytes) = sandbox
+            .answer(request, progress, transfer, trace.clone())
+            .await?;
         if bytes > FREE_BYTES {
             open.keep(sandbox.buffer(bytes).ok_or(Failure::Buffers)?);
         }
@@ -202,20 +199,36 @@ impl Service {
     }
 }
 
-/// An answer of the server's own: one line of text.
-fn plain(status: StatusCode, line: &'static str) -> Response<Content> {
-    let mut response = Response::new(Content::Left(Full::from(line)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from(1));
+/// A response of the server's own.
+pub struct Page {
+    pub status: StatusCode,
+    pub content_type: &'static str,
+    pub body: Bytes,
+}
+
+impl Page {
+    /// A line of text.
+    pub fn line(status: StatusCode, line: &'static str) -> Self {
+        Self {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: Bytes::from_static(line.as_bytes()),
+        }
     }
-    response
+}
+
+impl From<Page> for Response<Content> {
+    fn from(page: Page) -> Self {
+        let mut response = Response::new(Content::Left(Full::new(page.body)));
+        *response.status_mut() = page.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if page.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from(1));
+        }
+        response
+    }
 }
 
 /// An answer's body on its way to the client. When it has passed, or the client has gone, the
@@ -226,19 +239,15 @@ pub struct Answer {
     piece: Option<usize>,
     /// What is left of what the body has given.
     rest: Bytes,
-    entry: Option<Entry>,
+    entry: Entry,
     open: Open,
-    _counted: Counted,
     /// Set when the client may take the end of the connection for the end of the body.
     ends_with_connection: bool,
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let is_cutting = self.entry.as_ref().is_some_and(Entry::is_cutting);
-        if is_cutting && !self.is_end_stream() {
-            self.entry.iter_mut().for_each(|it| it.access.is_cut = true);
-        }
+        self.entry.is_cut = self.entry.is_cutting() && !self.is_end_stream();
     }
 }
 
@@ -268,10 +277,7 @@ impl Body for Answer {
         });
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(entry) = &mut self.entry {
-                    let bytes = frame.data_ref().map_or(0, Bytes::len);
-                    entry.access.bytes += bytes as u64;
-                }
+                self.entry.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
             Poll::Ready(Some(Err(_))) if self.ends_with_connection => self.open.fail(),
             _ => {}
@@ -289,49 +295,86 @@ impl Body for Answer {
     }
 }
 
-/// A line of the log in the making, written when dropped.
+/// A request that is under way. When dropped, it is counted and its line is logged.
 struct Entry {
-    log: Log,
-    shutdown: Arc<Shutdown>,
+    service: Arc<Service>,
     begun: Instant,
-    access: Access,
+    method: Method,
+    status: u16,
+    /// Bytes of the response's body that were passed on.
+    bytes: u64,
+    /// Set when the server has cut the response at the end of a drain.
+    is_cut: bool,
+    line: Option<Line>,
+}
+
+/// What the access log has of the request.
+struct Line {
+    peer: SocketAddr,
+    client: Client,
+    trace: Trace,
+    path: String,
 }
 
 impl Entry {
-    fn new(service: &Service, peer: SocketAddr, request: &Request<Incoming>) -> Self {
-        // A target that is an authority has no path; the line still has its field.
-        let path = Some(request.uri().path()).filter(|path| !path.is_empty());
+    fn new(
+        service: &Arc<Service>,
+        peer: SocketAddr,
+        request: &Request<Incoming>,
+        trace: &Trace,
+    ) -> Self {
+        service.shutdown.requests.fetch_add(1, Ordering::Relaxed);
         Self {
-            log: service.log.clone(),
-            shutdown: service.shutdown.clone(),
+            service: service.clone(),
             begun: Instant::now(),
-            access: Access {
+            method: request.method().clone(),
+            status: CLIENT_GONE,
+            bytes: 0,
+            is_cut: false,
+            line: service.access_log.then(|| Line {
                 peer,
-                method: Some(request.method().clone()),
-                path: path.unwrap_or("-").to_owned(),
-                status: CLIENT_GONE,
-                bytes: 0,
-                took: Duration::ZERO,
-                is_cut: false,
-            },
+                client: service.trusted_proxies.client(peer, request.headers()),
+                trace: trace.clone(),
+                // A target that is an authority has no path; the line still has its field.
+                path: match request.uri().path() {
+                    "" => "-".to_owned(),
+                    path => path.to_owned(),
+                },
+            }),
         }
     }
-}
 
-impl Entry {
     /// Returns true if the server cuts what has not ended.
     fn is_cutting(&self) -> bool {
-        self.shutdown.is_cutting.load(Ordering::Relaxed)
+        self.service.shutdown.is_cutting.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.access.took = self.begun.elapsed();
-        if self.access.status == CLIENT_GONE && self.is_cutting() {
-            self.access.is_cut = true;
-            self.access.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+        let service = &self.service;
+        service.shutdown.requests.fetch_sub(1, Ordering::Relaxed);
+        let took = self.begun.elapsed();
+        if self.status == CLIENT_GONE && self.is_cutting() {
+            self.is_cut = true;
+            self.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
         }
-        self.log.access(&self.access);
+        let service = &self.service;
+        service
+            .metrics
+            .request(Some(&self.method), self.status, took);
+        if let Some(line) = self.line.take() {
+            service.log.access(&Access {
+                peer: line.peer,
+                client: line.client,
+                trace: line.trace,
+                method: Some(mem::take(&mut self.method)),
+                path: line.path,
+                status: self.status,
+                bytes: self.bytes,
+                took,
+                is_cut: self.is_cut,
+            });
+        }
     }
 }

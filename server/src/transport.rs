@@ -7,6 +7,7 @@
 use crate::buffers::{Buffers, FREE_BYTES, Part};
 use crate::config::Config;
 use crate::http2::Streams;
+use crate::metrics::Metrics;
 use crate::pace::Blocked;
 use http::StatusCode;
 use std::io::{self, IoSlice};
@@ -69,6 +70,7 @@ const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
 pub struct Activity {
     timeouts: Timeouts,
     buffers: Buffers,
+    metrics: Arc<Metrics>,
     state: Mutex<State>,
 }
 
@@ -137,10 +139,11 @@ impl State {
 }
 
 impl Activity {
-    pub fn new(timeouts: Timeouts, buffers: Buffers) -> Self {
+    pub fn new(timeouts: Timeouts, buffers: Buffers, metrics: Arc<Metrics>) -> Self {
         Self {
             timeouts,
             buffers,
+            metrics,
             state: Mutex::new(State {
                 open: 0,
                 bodies: 0,
@@ -160,16 +163,19 @@ impl Activity {
         }
     }
 
-    /// When the client has had the time that it may take. `None` while it is not waited for.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// When the client has had the time that it may take, and by which timeout, as [`Metrics::timeouts`] names it. `None`
+    /// while it is not waited for.
+    pub fn deadline(&self) -> Option<(Instant, &'static str)> {
         let state = self.state();
         // HTTP reads nothing while it cannot write.
         if let Some(blocked) = &state.blocked {
-            return Some(blocked.since() + self.timeouts.write);
+            return Some((blocked.since() + self.timeouts.write, "write"));
         }
         let stalls = state.streams.stalls_at(self.timeouts.write);
-        let head = state.head().map(|since| since + self.timeouts.head);
-        let idle = (state.open == 0).then(|| state.since + self.timeouts.idle);
+        let stalls = stalls.map(|at| (at, "write"));
+        let head = state.head();
+        let head = head.map(|since| (since + self.timeouts.head, "header"));
+        let idle = (state.open == 0).then(|| (state.since + self.timeouts.idle, "idle"));
         stalls.into_iter().chain(head).min().or(idle)
     }
 
@@ -204,6 +210,9 @@ impl Activity {
     /// A request has come. It is open for as long as the value that this returns lives.
     pub fn begin(self: &Arc<Self>) -> Open {
         let mut state = self.state();
+        if state.open == 0 {
+            self.metrics.busy_connections.inc();
+        }
         state.open += 1;
         state.head = None;
         state.unused = 0;
@@ -244,6 +253,7 @@ impl Activity {
 
     /// Takes note of bytes that have come; returns false if there is no memory for what comes of them.
     fn received(&self, bytes: &[u8]) -> bool {
+        self.metrics.received.inc_by(bytes.len() as u64);
         let mut state = self.state();
         state.streams.receive(bytes);
         self.take_for_streams(&mut state);
@@ -280,6 +290,9 @@ impl Activity {
 
     /// Takes note of a write, and of how much the client has taken by it.
     fn sent(&self, sent: &Poll<io::Result<usize>>, pieces: &[IoSlice]) {
+        if let Poll::Ready(Ok(bytes)) = sent {
+            self.metrics.sent.inc_by(*bytes as u64);
+        }
         let mut state = self.state();
         if state.is_http2()
             && let Poll::Ready(Ok(bytes)) = sent
@@ -324,6 +337,11 @@ impl Receiving {
     pub fn progress(&self) {
         self.0.state().unused = 0;
     }
+
+    /// The client sends the body too slowly.
+    pub fn stall(&self) {
+        self.0.metrics.timeouts.count("body");
+    }
 }
 
 impl Drop for Receiving {
@@ -361,6 +379,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         let mut state = self.activity.state();
         state.open -= 1;
+        if state.open == 0 {
+            self.activity.metrics.busy_connections.dec();
+        }
         state.since = Instant::now();
         if state.open == 0 && state.bodies == 0 && state.is_within_head() {
             // The next request was sent behind this one, and has begun to come.

@@ -183,7 +183,12 @@ impl Protocol {
         let Ok(stream) = register(stream) else {
             return; // It broke before its first byte.
         };
-        let activity = Arc::new(Activity::new(self.timeouts, self.service.buffers.clone()));
+        let Service {
+            buffers, metrics, ..
+        } = &*self.service;
+        metrics.connections.inc();
+        let activity = Activity::new(self.timeouts, buffers.clone(), metrics.clone());
+        let activity = Arc::new(activity);
         let transport = Transport::new(stream, activity.clone());
         let end = self.converse(transport.clone(), &activity, peer).await;
         let refused = match end {
@@ -204,6 +209,7 @@ impl Protocol {
             End::Cut => transport.cut().await,
             _ => transport.close().await,
         }
+        metrics.connections.dec();
         drop(place);
     }
 
@@ -261,7 +267,7 @@ impl Protocol {
                     http.as_mut().graceful_shutdown();
                     continue;
                 }
-                let deadline = activity.deadline();
+                let (deadline, timeout) = activity.deadline().unzip();
                 let deadline = deadline.map(|it| grace.map_or(it, |grace| it.max(grace)));
                 let Some(next) = deadline.into_iter().chain(end).min() else {
                     return Poll::Pending;
@@ -272,6 +278,9 @@ impl Protocol {
                 ready!(watchdog.as_mut().poll(cx));
                 if Some(next) == end {
                     continue;
+                }
+                if let (None, Some(timeout)) = (grace, timeout) {
+                    self.service.metrics.timeouts.count(timeout);
                 }
                 if grace.is_some() || !activity.is_multiplexed() {
                     return Poll::Ready(End::Cut);

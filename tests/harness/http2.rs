@@ -32,10 +32,24 @@ impl Http2 {
         path: &str,
         whole: bool,
     ) -> (Response, h2::SendStream<bytes::Bytes>) {
+        self.send_with(method, path, &[], whole)
+    }
+
+    fn send_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        whole: bool,
+    ) -> (Response, h2::SendStream<bytes::Bytes>) {
         let ready = self.runtime.block_on(self.client.clone().ready());
         self.client = ready.expect("an open connection");
         let request = http::Request::builder().method(method);
-        let request = request.uri(format!("http://test{path}")).body(());
+        let request = request.uri(format!("http://test{path}"));
+        let request = fields
+            .iter()
+            .fold(request, |it, (name, value)| it.header(*name, *value));
+        let request = request.body(());
         let sent = self.client.send_request(request.expect("a request"), whole);
         sent.expect("sent")
     }
@@ -56,7 +70,12 @@ impl Http2 {
 
     /// Sends a request without a body, and receives its response.
     pub fn request(&mut self, method: &str, path: &str) -> Answer {
-        let (response, _) = self.send(method, path, true);
+        self.request_with(method, path, &[])
+    }
+
+    /// The same with fields.
+    pub fn request_with(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let (response, _) = self.send_with(method, path, fields, true);
         let (head, mut body) = self.wait(response).expect("a response").into_parts();
         let body = self.wait(async {
             let mut bytes = Vec::new();

@@ -123,6 +123,9 @@ fn built(entry: &str) -> &'static Path {
 pub const CHUNKED_POST: &str =
     "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
 
+/// For servers that have a management listener.
+pub const MANAGEMENT: (&str, &str) = ("MANAGEMENT_LISTEN", "127.0.0.1:0");
+
 /// For servers whose log is to show their own lines alone.
 pub const QUIET: (&str, &str) = ("ACCESS_LOG", "off");
 
@@ -177,6 +180,14 @@ impl Server {
             log: Some(Box::new(log)),
             lines: None,
         }
+    }
+
+    /// The address of the management listener of a server that has [`MANAGEMENT`].
+    pub fn management(&self) -> SocketAddr {
+        let line = &self.start_up_line;
+        let (_, rest) = line.split_once("management on ").expect(line);
+        let address = rest.split_once(',').and_then(|(it, _)| it.parse().ok());
+        address.expect(line)
     }
 
     /// The next line of the log, without its end.

@@ -1,0 +1,258 @@
+//! The log: its lines, in both formats, and where they say that a request comes from.
+
+mod harness;
+
+use harness::http2::Http2;
+use harness::{Answer, Connection, QUIET, RAW, Server, WASI};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::io;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const SPAN: &str = "00f067aa0ba902b7";
+
+fn get(server: &Server, target: &str) -> io::Result<Answer> {
+    Connection::open(server.address).request("GET", target)
+}
+
+/// Sends a request with these fields.
+fn get_with(server: &Server, path: &str, fields: &str) -> Answer {
+    let mut connection = Connection::open(server.address);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
+    connection.send(request).expect("sent");
+    connection.answer("GET").expect("a response")
+}
+
+fn json(server: &mut Server) -> Value {
+    let line = server.line();
+    serde_json::from_str(&line).expect(&line)
+}
+
+#[test]
+fn the_log_has_a_line_for_each_request() {
+    let mut server = Server::start(WASI, &[]);
+    get(&server, "/health?secret=1").expect("an answer");
+    let line = server.line();
+    let fields: Vec<_> = line.split(' ').collect();
+    let [time, "INFO", peer, "GET", "/health", "200", "2B", took] = fields[..] else {
+        panic!("{line}");
+    };
+    assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
+    assert!(peer.starts_with("127.0.0.1:"), "{line}");
+    assert!(
+        took.strip_suffix("us")
+            .is_some_and(|n| n.parse::<u64>().is_ok()),
+        "{line}"
+    );
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
+    get(&server, "/%22?x").expect("an answer");
+    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    assert!(line["timestamp"].is_string() && line["duration_us"].is_u64());
+    assert_eq!(line["severity_text"], "INFO");
+    for end in ["client", "network.peer"] {
+        assert_eq!(line[format!("{end}.address")], "127.0.0.1");
+        assert!(line[format!("{end}.port")].is_u64());
+    }
+    assert_eq!(line["http.request.method"], "GET");
+    assert_eq!(line["url.path"], "/%22");
+    assert_eq!(line["http.response.status_code"], 404);
+    assert_eq!(line["http.response.body.size"], 9);
+    server.signal(Signal::TERM);
+    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    assert_eq!(line["severity_text"], "INFO");
+    assert_eq!(line["body"], "SIGTERM: shutting down, 0 connections open");
+}
+
+#[test]
+fn the_access_log_can_be_off() {
+    let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
+    get(&server, "/").expect("an answer");
+    server.signal(Signal::TERM);
+    let line = server.line();
+    assert!(line.contains("shutting down"), "{line}");
+}
+
+#[test]
+fn no_request_can_write_control_characters_to_the_log() {
+    let mut server = Server::start(WASI, &[]);
+    let mut sent = 0;
+    // Those that the server itself refuses have a line, too.
+    for byte in (0..=0x1f)
+        .chain(0x7f..=0xff)
+        .filter(|byte| !b"\r\n".contains(byte))
+    {
+        let mut connection = Connection::open(server.address);
+        let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
+        connection.send(request).expect("sent");
+        let status = connection.answer("GET").expect("an answer").status;
+        assert!([400, 404].contains(&status), "{status}");
+        sent += 1;
+    }
+    get(&server, "/end").expect("an answer");
+    let mut lines = 0;
+    loop {
+        let line = server.line();
+        assert!(
+            line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{line:?}"
+        );
+        if line.contains("/end") {
+            break;
+        }
+        lines += 1;
+    }
+    assert_eq!(lines, sent);
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_it() {
+    let mut server = Server::start(WASI, &[]);
+    let target = format!("/{}", "x".repeat(8000));
+    let mut connection = Connection::open(server.address);
+    // 3.2 MB of lines: more than the pipe's 64 KiB and the log's 1 MiB hold.
+    for _ in 0..400 {
+        assert_eq!(
+            connection
+                .request("GET", &target)
+                .expect("an answer")
+                .status,
+            404
+        );
+    }
+    // Once it is read again, it tells what is missing.
+    while !server
+        .line()
+        .ends_with("lines of log lost: its reader is too slow")
+    {}
+    server.signal(Signal::TERM);
+    while !server.line().contains("shutting down") {}
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
+fn lines_of_a_request_have_its_trace() {
+    let context = format!("traceparent: 00-{TRACE}-{SPAN}-01\r\nx-request-id: unused\r\n");
+    let mut server = Server::start(RAW, &[]);
+    get_with(&server, "/log", &context);
+    let id = format!("trace={TRACE} span={SPAN}");
+    let line = server.line();
+    assert!(
+        line.ends_with(&format!(" INFO guest [{id}]: a line")),
+        "{line}"
+    );
+    server.line();
+    let line = server.line();
+    assert!(
+        line.contains(" GET /log 200 ") && line.ends_with(&format!("us {id}")),
+        "{line}"
+    );
+
+    get_with(&server, "/trap", "x-request-id: 7b1c\r\n");
+    let lines = server.lines_until(" GET /trap: the guest trapped");
+    assert!(
+        lines
+            .iter()
+            .all(|it| it.contains(" WARN guest [request=7b1c]: ")),
+        "{lines:?}"
+    );
+    let line = server.line();
+    assert!(line.ends_with("us request=7b1c"), "{line}");
+
+    let mut server = Server::start(RAW, &[("LOG_FORMAT", "json")]);
+    get_with(&server, "/log", &context);
+    let line = json(&mut server);
+    assert_eq!(
+        (&line["body"], &line["log.iostream"]),
+        (&"a line".into(), &"stdout".into())
+    );
+    for line in [line, json(&mut server), json(&mut server)] {
+        assert_eq!(line["trace_id"], TRACE, "{line}");
+        assert_eq!(line["span_id"], SPAN, "{line}");
+        assert_eq!(line["request_id"], Value::Null, "{line}");
+    }
+    get_with(&server, "/silent", "x-request-id: 7b1c\r\n");
+    let line = json(&mut server);
+    assert_eq!(
+        line["body"],
+        "GET /silent: the guest ended without an answer"
+    );
+    assert_eq!(
+        (&line["severity_text"], &line["request_id"]),
+        (&"ERROR".into(), &"7b1c".into())
+    );
+    assert_eq!(json(&mut server)["request_id"], "7b1c");
+}
+
+/// A guest that serves another request writes lines of that one.
+#[test]
+fn lines_of_a_reused_guest_are_those_of_its_request() {
+    let mut server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "10")]);
+    for id in ["first", "second"] {
+        get_with(&server, "/log", &format!("x-request-id: {id}\r\n"));
+        let line = server.line();
+        assert!(
+            line.ends_with(&format!(" guest [request={id}]: a line")),
+            "{line}"
+        );
+        server.line();
+    }
+    get(&server, "/log").expect("a response");
+    let line = server.line();
+    assert!(line.ends_with(" INFO guest: a line"), "{line}");
+}
+
+#[test]
+fn what_is_no_trace_is_not_logged() {
+    let mut server = Server::start(WASI, &[]);
+    for fields in [
+        format!("traceparent: 00-{}-{SPAN}-01\r\n", "0".repeat(32)),
+        "x-request-id: a b\r\n".to_owned(),
+        "x-request-id: a\r\nx-request-id: b\r\n".to_owned(),
+    ] {
+        get_with(&server, "/", &fields);
+        let line = server.line();
+        assert!(line.ends_with("us"), "{line}");
+    }
+}
+
+#[test]
+fn only_trusted_proxies_name_the_client() {
+    let fields = "x-forwarded-for: 192.0.2.9, 203.0.113.7, 10.1.1.1\r\n";
+    let trusted = [("TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")];
+    let json_too = [trusted[0], ("LOG_FORMAT", "json")];
+    let mut server = Server::start(WASI, &trusted);
+    get_with(&server, "/", fields);
+    let line = server.line();
+    assert!(line.contains(" INFO 203.0.113.7 GET / 200 "), "{line}");
+    get_with(&server, "/", "forwarded: for=\"[2001:db8::7]:4711\"\r\n");
+    let line = server.line();
+    assert!(
+        line.contains(" INFO [2001:db8::7]:4711 GET / 200 "),
+        "{line}"
+    );
+    let mut http2 = Http2::connect(server.address);
+    assert_eq!(
+        http2
+            .request_with("GET", "/", &[("x-forwarded-for", "203.0.113.7")])
+            .status,
+        200
+    );
+    let line = server.line();
+    assert!(line.contains(" INFO 203.0.113.7 GET / 200 "), "{line}");
+
+    let mut server = Server::start(WASI, &json_too);
+    get_with(&server, "/", fields);
+    let line = json(&mut server);
+    assert_eq!(line["client.address"], "203.0.113.7");
+    assert_eq!(line["client.port"], Value::Null);
+    assert_eq!(line["network.peer.address"], "127.0.0.1");
+
+    let mut server = Server::start(WASI, &[]);
+    get_with(&server, "/", fields);
+    let line = server.line();
+    assert!(line.contains(" INFO 127.0.0.1:"), "{line}");
+}

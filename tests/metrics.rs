@@ -1,0 +1,352 @@
+//! `/metrics` and `/version`: what happens is counted, over both protocols, and under the names that the pages have.
+
+mod harness;
+
+use harness::http2::Http2;
+use harness::{Connection, MANAGEMENT, PROGRAM, QUIET, RAW, Server, WASI, alone, await_that};
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::{fs, io, thread};
+
+/// Metrics by name and labels, such as `http_server_timeouts_total{timeout="idle"}`.
+type Samples = BTreeMap<String, f64>;
+
+/// Asks for the metrics of a server, by its management listener.
+fn samples(management: SocketAddr) -> Samples {
+    let response = Connection::open(management).request("GET", "/metrics");
+    let response = response.expect("a response");
+    assert_eq!(response.status, 200);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(response.header("content-type"), [kind]);
+    let text = String::from_utf8(response.body).expect("UTF-8");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (name, value) = line.rsplit_once(' ').expect(line);
+        (name.to_owned(), value.parse().expect(line))
+    };
+    lines.map(sample).collect()
+}
+
+/// Waits until a metric has this value: what happens is counted when it has ended, which a client can see before.
+#[track_caller]
+fn await_sample(server: &Server, name: &str, value: f64) {
+    let management = server.management();
+    await_that(&format!("{name} is {value}"), || {
+        samples(management).get(name) == Some(&value)
+    });
+}
+
+fn get(server: &Server, path: &str) -> u16 {
+    let response = Connection::open(server.address).request("GET", path);
+    response.map_or(0, |response| response.status)
+}
+
+/// The number of requests with this method and status.
+fn requests(method: &str, status: u16) -> String {
+    format!(
+        "http_server_request_duration_seconds_count{{http_request_method=\"{method}\",\
+         http_response_status_code=\"{status}\"}}"
+    )
+}
+
+#[test]
+fn requests_are_counted_over_both_protocols() {
+    let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let mut http1 = Connection::open(server.address);
+    for _ in 0..3 {
+        http1.request("GET", "/").expect("a response");
+    }
+    let mut http2 = Http2::connect(server.address);
+    http2.request("GET", "/");
+    http2.request("HEAD", "/");
+    let mut invented = Connection::open(server.address);
+    invented.request("BREW", "/").expect("a response");
+    let mut malformed = Connection::open(server.address);
+    malformed.send("GET / HTTP/1.1\r\n:\r\n\r\n").expect("sent");
+    malformed.answer("GET").expect("a response");
+    for (name, value) in [
+        (requests("GET", 200), 4.0),
+        (requests("HEAD", 200), 1.0),
+        (requests("_OTHER", 200), 1.0),
+        (requests("_OTHER", 400), 1.0),
+        ("guest_start_duration_seconds_count".into(), 6.0),
+        ("http_server_active_requests".into(), 0.0),
+        ("guest_instances{state=\"running\"}".into(), 0.0),
+    ] {
+        await_sample(&server, &name, value);
+    }
+    let samples = samples(server.management());
+    let io = |direction| {
+        let name =
+            format!("http_server_network_io_bytes_total{{network_io_direction=\"{direction}\"}}");
+        samples[&name]
+    };
+    // Three of the requests have 31 bytes each, and their responses more.
+    assert!(
+        io("receive") > 93.0 && io("transmit") > io("receive"),
+        "{samples:?}"
+    );
+    let state = |state| {
+        samples[&format!("http_server_open_connections{{http_connection_state=\"{state}\"}}")]
+    };
+    assert_eq!(state("active"), 0.0);
+    assert!(state("idle") >= 2.0, "{samples:?}");
+    assert!(samples["process_resident_memory_bytes"] > 1e6);
+    assert!(samples["process_open_fds"] > 10.0);
+    assert!(samples["process_max_fds"] >= samples["process_open_fds"]);
+    assert!(samples.contains_key("process_cpu_seconds_total"));
+    assert!(samples["process_start_time_seconds"] > 1.7e9);
+    assert_eq!(samples["guest_instances_limit"], 64.0);
+    assert_eq!(samples["guest_memory_limit_bytes"], 268_435_456.0);
+}
+
+#[test]
+fn what_is_under_way_is_a_state() {
+    let mut server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let mut waiting = Connection::open(server.address);
+    waiting.send_request("GET", "/wait").expect("sent");
+    let mut http2 = Http2::connect(server.address);
+    let waiting2 = http2.send("GET", "/wait", true);
+    http2.wait_until(|| samples(server.management())["guest_instances{state=\"running\"}"] == 2.0);
+    for (name, value) in [
+        ("http_server_active_requests", 2.0),
+        (
+            "http_server_open_connections{http_connection_state=\"active\"}",
+            2.0,
+        ),
+    ] {
+        await_sample(&server, name, value);
+    }
+    assert!(samples(server.management())["guest_memory_bytes"] >= 2.0 * 65536.0);
+    server.lines_until("guest: waiting");
+    drop((waiting, waiting2, http2));
+    // A client that goes before its response.
+    await_sample(&server, &requests("GET", 499), 2.0);
+    for name in [
+        "http_server_active_requests",
+        "guest_memory_bytes",
+        "guest_instances{state=\"running\"}",
+        "http_server_open_connections{http_connection_state=\"active\"}",
+        "http_server_open_connections{http_connection_state=\"idle\"}",
+    ] {
+        await_sample(&server, name, 0.0);
+    }
+}
+
+#[test]
+fn failures_of_guests_are_counted_by_reason() {
+    let env = [QUIET, MANAGEMENT, ("GUEST_TIMEOUT", "300ms")];
+    let server = Server::start(RAW, &env);
+    for (path, reason) in [
+        ("/trap", "trapped"),
+        ("/exit", "exited"),
+        ("/loop", "timed_out"),
+        ("/silent", "no_response"),
+        ("/long", "malformed_response"),
+        ("/refuse", "refused"),
+        // After its response has begun.
+        ("/half-then-trap", "trapped"),
+    ] {
+        let name = format!("guest_failures_total{{reason=\"{reason}\"}}");
+        let before = samples(server.management())[&name];
+        get(&server, path);
+        await_sample(&server, &name, before + 1.0);
+    }
+    let refused = "guest_memory_refusals_total{limit=\"guest_memory\"}";
+    assert_eq!(samples(server.management())[refused], 0.0);
+    get(&server, "/memory");
+    await_that("growth is refused", || {
+        samples(server.management())[refused] >= 1.0
+    });
+}
+
+#[test]
+fn reused_guests_are_idle_between_requests() {
+    let server = Server::start(RAW, &[QUIET, MANAGEMENT, ("REQUESTS_PER_SANDBOX", "10")]);
+    let mut connection = Connection::open(server.address);
+    for _ in 0..5 {
+        connection.request("GET", "/").expect("a response");
+        await_sample(&server, "guest_instances{state=\"idle\"}", 1.0);
+    }
+    await_sample(&server, "guest_start_duration_seconds_count", 1.0);
+    await_sample(&server, &requests("GET", 200), 5.0);
+}
+
+#[test]
+fn rejections_are_counted_by_limit() {
+    let _alone = alone();
+    let rejected = |what: &str, reason: &str| {
+        format!("http_server_rejected_{what}_total{{reason=\"{reason}\"}}")
+    };
+    let env = [
+        QUIET,
+        MANAGEMENT,
+        ("MAX_REQUESTS", "2"),
+        ("MAX_CONNECTIONS", "4"),
+    ];
+    let mut server = Server::start(RAW, &env);
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut connection = Connection::open(server.address);
+        connection.send_request("GET", "/wait").expect("sent");
+        server.lines_until("guest: waiting");
+        waiting.push(connection);
+    }
+    assert_eq!(get(&server, "/"), 503);
+    await_sample(&server, &rejected("requests", "max_requests"), 1.0);
+    await_sample(&server, &requests("GET", 503), 1.0);
+    waiting.extend((0..2).map(|_| Connection::open(server.address)));
+    // Connections are accepted in their order, and the last one is over the limit.
+    assert_eq!(get(&server, "/"), 503);
+    await_sample(&server, &rejected("connections", "max_connections"), 1.0);
+    drop(waiting);
+
+    // One guest starts with more than 1 MiB, and two do not fit.
+    let env = [QUIET, MANAGEMENT, ("GUEST_MEMORY_TOTAL", "2MiB")];
+    let mut server = Server::start(RAW, &env);
+    let mut waiting = Connection::open(server.address);
+    waiting.send_request("GET", "/wait").expect("sent");
+    server.lines_until("guest: waiting");
+    assert_eq!(get(&server, "/"), 503);
+    await_sample(&server, &rejected("requests", "guest_memory_total"), 1.0);
+    await_sample(
+        &server,
+        "guest_memory_refusals_total{limit=\"guest_memory_total\"}",
+        1.0,
+    );
+}
+
+#[test]
+fn timeouts_are_counted_by_setting() {
+    let env = [
+        QUIET,
+        MANAGEMENT,
+        ("IDLE_TIMEOUT", "100ms"),
+        ("HEADER_TIMEOUT", "100ms"),
+        ("BODY_TIMEOUT", "100ms"),
+        ("WRITE_TIMEOUT", "100ms"),
+    ];
+    let server = Server::start(RAW, &env);
+    let half_body = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
+    for (bytes, timeout) in [
+        ("", "idle"),
+        ("GET / HTTP/1.1\r\n", "header"),
+        (half_body, "body"),
+        ("GET /huge HTTP/1.1\r\nHost: test\r\n\r\n", "write"),
+    ] {
+        let name = format!("http_server_timeouts_total{{timeout=\"{timeout}\"}}");
+        let before = samples(server.management())[&name];
+        let mut connection = Connection::open_narrow(server.address);
+        connection.send(bytes).expect("sent");
+        await_that(&name, || samples(server.management())[&name] > before);
+    }
+    await_sample(&server, &requests("_OTHER", 408), 1.0);
+    // Closed once, though HTTP/2 first says that it closes.
+    let idle = "http_server_timeouts_total{timeout=\"idle\"}";
+    let before = samples(server.management())[idle];
+    let mut http2 = Http2::connect(server.address);
+    http2.request("GET", "/");
+    http2.wait_until(|| samples(server.management())[idle] > before);
+}
+
+#[test]
+fn requests_to_other_services_are_counted_by_outcome() {
+    let upstream = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = upstream.local_addr().expect("an address");
+    thread::spawn(move || {
+        for client in upstream.incoming() {
+            let mut client = client.expect("a connection");
+            let mut head = io::BufReader::new(client.try_clone().expect("a socket"));
+            let mut line = String::new();
+            while io::BufRead::read_line(&mut head, &mut line).is_ok()
+                && !line.ends_with("\r\n\r\n")
+            {}
+            let response = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+            io::Write::write_all(&mut client, response).expect("sent");
+        }
+    });
+    let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let nobody = closed.local_addr().expect("an address");
+    drop(closed);
+    let allowed = format!("http://{address},http://{nobody}");
+    let env = [
+        QUIET,
+        MANAGEMENT,
+        ("ALLOWED_OUTBOUND_HOSTS", allowed.as_str()),
+    ];
+    let server = Server::start(RAW, &env);
+    let count = |label| format!("http_client_request_duration_seconds_count{{{label}}}");
+    for (authority, name) in [
+        (
+            address.to_string(),
+            count("http_response_status_code=\"204\""),
+        ),
+        (nobody.to_string(), count("error_type=\"connect\"")),
+        (
+            "other.example".to_owned(),
+            "http_client_rejected_requests_total{reason=\"not_allowed\"}".to_owned(),
+        ),
+    ] {
+        let mut connection = Connection::open(server.address);
+        let request =
+            format!("GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {authority}\r\n\r\n");
+        connection.send(request).expect("sent");
+        connection.answer("GET").expect("a response");
+        await_sample(&server, &name, 1.0);
+    }
+    await_sample(&server, "http_client_open_connections", 0.0);
+}
+
+#[test]
+fn version_names_what_runs() {
+    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let response = Connection::open(server.management()).request("GET", "/version");
+    let response = response.expect("a response");
+    assert_eq!(response.header("content-type"), ["application/json"]);
+    let version: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
+    let program = std::process::Command::new(PROGRAM)
+        .arg("--version")
+        .output();
+    let program = String::from_utf8(program.expect("it runs").stdout).expect("UTF-8");
+    let said = format!(
+        "wasi-essentials {} (wasmtime {})\n",
+        version["version"].as_str().expect("a version"),
+        version["wasmtime"].as_str().expect("a version")
+    );
+    assert_eq!(program, said);
+    let component = &version["component"];
+    let digest = component["digest"].as_str().expect("a digest");
+    assert!(
+        server.start_up_line.contains(digest),
+        "{}",
+        server.start_up_line
+    );
+    assert_eq!(component["wasi"], "0.2");
+    let build = format!(
+        "build_info{{version=\"{}\",wasmtime=\"{}\",component=\"{}\",component_digest=\"{digest}\"}}",
+        version["version"].as_str().expect("a version"),
+        version["wasmtime"].as_str().expect("a version"),
+        component["name"].as_str().expect("a name"),
+    );
+    assert_eq!(samples(server.management())[&build], 1.0);
+}
+
+/// Dashboard and alerts ask for nothing that does not exist.
+#[test]
+fn pages_name_every_metric() {
+    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    get(&server, "/");
+    let page = fs::read_to_string("../docs/operations.md").expect("the page");
+    for sample in samples(server.management()).keys() {
+        let name = sample.split('{').next().expect("a name");
+        let name = ["_count", "_sum", "_bucket"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
+        assert!(
+            page.contains(&format!("`{name}")),
+            "docs/operations.md does not have {name}"
+        );
+    }
+}

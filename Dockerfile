@@ -11,6 +11,7 @@
 
 ARG RUST_IMAGE=rust:1.99.1-slim-bookworm
 
+# checkov:skip=CKV_DOCKER_7:The version is in RUST_IMAGE, which checkov does not look up.
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
 COPY server/release server/

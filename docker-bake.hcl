@@ -27,12 +27,9 @@ variable "OUTPUT" {
   default = "type=image"
 }
 
-# A pre-release, such as 1.1.0-rc.1, moves no tag that others follow.
-function "tags" {
-  params = [version]
-  result = length(regexall("-", version)) > 0 ? [version] : [
-    version, regex_replace(version, "\\.[0-9]+$", ""), "latest", "production",
-  ]
+# Separated by colons. ./bake leaves out those that are to stay where they are.
+variable "TAGS" {
+  default = VERSION
 }
 
 group "default" {
@@ -48,7 +45,7 @@ target "released" {
 
 target "image" {
   inherits = ["released"]
-  tags     = [for tag in tags(VERSION) : "${REGISTRY}/${REPOSITORY}:${tag}"]
+  tags     = [for tag in split(":", TAGS) : "${REGISTRY}/${REPOSITORY}:${tag}"]
 }
 
 # For images of other components: what they run on, and what compiles them.
@@ -67,7 +64,7 @@ target "compile" {
 # With its toolchain, hence for the building machine's own platform.
 target "single" {
   target = "builder"
-  tags   = ["${REGISTRY}/${REPOSITORY}:${contains(tags(VERSION), "latest") ? "" : "${VERSION}-"}single"]
+  tags   = ["${REGISTRY}/${REPOSITORY}:${contains(split(":", TAGS), "latest") ? "" : "${VERSION}-"}single"]
 }
 
 # The bare component: target/component/component.wasm.

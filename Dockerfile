@@ -9,7 +9,11 @@
 # `./bake` builds all with their tags, for all architectures. The compilers always run on the building machine's
 # own.
 
+# A release names the digest, too: that of a tag changes.
 ARG RUST_IMAGE=rust:1.99.1-slim-bookworm
+# The C compiler for arm64 makes a part of the binaries: a few lines of Wasmtime, and the allocator.
+ARG ARM64_COMPILER="gcc-aarch64-linux-gnu=4:12.2.0-3 gcc-12-aarch64-linux-gnu=12.2.0-14cross1 \
+  binutils-aarch64-linux-gnu=2.40-2 libc6-dev-arm64-cross=2.36-8cross1"
 
 # checkov:skip=CKV_DOCKER_7:The version is in RUST_IMAGE, which checkov does not look up.
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
@@ -72,11 +76,12 @@ RUN wasi-essentials compile /component.wasm \
 
 # The same program for the target.
 FROM compiler AS target-compiler
+ARG ARM64_COMPILER
 ARG BUILDARCH
 ARG TARGETARCH
 RUN test "$TARGETARCH" = "$BUILDARCH" \
     || { apt-get update \
-        && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
+        && apt-get install -y --no-install-recommends $ARM64_COMPILER \
         && ARCH=$TARGETARCH server/release --bin wasi-essentials \
         && install target/aarch64-unknown-linux-musl/release/wasi-essentials /usr/local/bin/; }
 RUN touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
@@ -84,23 +89,26 @@ RUN touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
 FROM scratch AS compile
 ARG VERSION=unknown
 ARG REVISION=unknown
+ARG RUST_IMAGE
 LABEL org.opencontainers.image.title="wasi-essentials-compile" \
       org.opencontainers.image.description="Compiles WASI HTTP components for the runtime of wasi-essentials" \
       org.opencontainers.image.source="https://github.com/wasi-essentials/wasi-essentials" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      io.github.wasi-essentials.rust-image="${RUST_IMAGE}"
 COPY --from=target-compiler /usr/local/bin/wasi-essentials /wasi-essentials
 ENTRYPOINT ["/wasi-essentials"]
 
 
 # The runtime, without the compiler: the same file for every component.
 FROM server-toolchain AS runtime-dependencies
+ARG ARM64_COMPILER
 ARG BUILDARCH
 ARG TARGETARCH
 ENV ARCH=${TARGETARCH}
 RUN test "$TARGETARCH" = "$BUILDARCH" \
-    || { apt-get update && apt-get install -y --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross; }
+    || { apt-get update && apt-get install -y --no-install-recommends $ARM64_COMPILER; }
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
 
@@ -126,12 +134,14 @@ ENTRYPOINT ["wasi-essentials"]
 FROM scratch AS runtime
 ARG VERSION=unknown
 ARG REVISION=unknown
+ARG RUST_IMAGE
 LABEL org.opencontainers.image.title="wasi-essentials-runtime" \
       org.opencontainers.image.description="A runtime for WASI HTTP components, to be shipped with one" \
       org.opencontainers.image.source="https://github.com/wasi-essentials/wasi-essentials" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      io.github.wasi-essentials.rust-image="${RUST_IMAGE}"
 COPY --from=runtime-build /usr/local/bin/wasi-essentials /wasi-essentials
 USER 65532:65532
 EXPOSE 5000

@@ -32,11 +32,21 @@ variable "TAGS" {
   default = VERSION
 }
 
+# A digest, for the same bits: rust:1.99.1-slim-bookworm@sha256:…
+variable "RUST_IMAGE" {
+  default = ""
+}
+
 group "default" {
   targets = ["image", "runtime", "compile", "single"]
 }
 
+target "toolchain" {
+  args = { RUST_IMAGE = RUST_IMAGE != "" ? RUST_IMAGE : null }
+}
+
 target "released" {
+  inherits  = ["toolchain"]
   args      = { VERSION = VERSION, REVISION = REVISION }
   platforms = split(",", PLATFORMS)
   # A tenth less to pull than with gzip; Docker from 23.0 and containerd from 1.5 know it.
@@ -63,12 +73,14 @@ target "compile" {
 
 # With its toolchain, hence for the building machine's own platform.
 target "single" {
-  target = "builder"
-  tags   = ["${REGISTRY}/${REPOSITORY}:${contains(split(":", TAGS), "latest") ? "" : "${VERSION}-"}single"]
+  inherits = ["toolchain"]
+  target   = "builder"
+  tags     = ["${REGISTRY}/${REPOSITORY}:${contains(split(":", TAGS), "latest") ? "" : "${VERSION}-"}single"]
 }
 
 # The bare component: target/component/component.wasm.
 target "component" {
-  target = "component"
-  output = ["type=local,dest=target/component"]
+  inherits = ["toolchain"]
+  target   = "component"
+  output   = ["type=local,dest=target/component"]
 }

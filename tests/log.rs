@@ -141,7 +141,7 @@ fn lines_of_a_request_have_its_trace() {
     let id = format!("trace={TRACE} span={SPAN}");
     let line = server.line();
     assert!(
-        line.ends_with(&format!(" INFO guest [{id}]: a line")),
+        line.ends_with(&format!(" INFO [{id}] guest: a line")),
         "{line}"
     );
     server.line();
@@ -152,11 +152,11 @@ fn lines_of_a_request_have_its_trace() {
     );
 
     get_with(&server, "/trap", "x-request-id: 7b1c\r\n");
-    let lines = server.lines_until(" GET /trap: the guest trapped");
+    let lines = server.lines_until(" ERROR [request=7b1c] GET /trap: the guest trapped");
     assert!(
         lines
             .iter()
-            .all(|it| it.contains(" WARN guest [request=7b1c]: ")),
+            .all(|it| it.contains(" WARN [request=7b1c] guest: ")),
         "{lines:?}"
     );
     let line = server.line();
@@ -195,14 +195,18 @@ fn lines_of_a_reused_guest_are_those_of_its_request() {
         get_with(&server, "/log", &format!("x-request-id: {id}\r\n"));
         let line = server.line();
         assert!(
-            line.ends_with(&format!(" guest [request={id}]: a line")),
+            line.ends_with(&format!(" [request={id}] guest: a line")),
             "{line}"
         );
         server.line();
     }
+    // A line that a request has left without its end is its own.
+    get_with(&server, "/log-part", "x-request-id: third\r\n");
     get(&server, "/log").expect("a response");
-    let line = server.line();
-    assert!(line.ends_with(" INFO guest: a line"), "{line}");
+    for end in ["INFO [request=third] guest: part", "INFO guest: a line"] {
+        let line = server.line();
+        assert!(line.ends_with(end), "{line}");
+    }
 }
 
 #[test]

@@ -194,7 +194,7 @@ fn request_that_the_drain_cuts_is_logged_as_such() {
         let mut server = Server::start(RAW, &env.concat());
         let mut connection = Connection::open(server.address);
         connection.send_request("GET", "/wait").expect("sent");
-        server.lines_until("guest: waiting");
+        server.lines_until("waiting");
         server.signal(Signal::TERM);
         server.lines_until("out of time: 1 request on 1 connection cut");
         let line = server.line();

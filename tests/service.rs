@@ -24,9 +24,9 @@ fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) 
 fn log_to_the_end(server: &mut Server) -> Vec<String> {
     server.signal(Signal::TERM);
     let lines = server.lines_until("shutting down").into_iter();
-    let without_time = |line: String| line.split_once(' ').map(|(_, line)| line.to_owned());
+    let message = |line: String| line.splitn(3, ' ').nth(2).map(str::to_owned);
     lines
-        .map(|line| without_time(line).expect("a time"))
+        .map(|line| message(line).expect("a time and a level"))
         .collect()
 }
 

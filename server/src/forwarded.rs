@@ -1,7 +1,7 @@
-//! Who sent a request that came through proxies: the nearest address that is not one of them.
+//! The client of a request that came through proxies: the nearest address that is not one of theirs.
 
 use http::{HeaderMap, HeaderName, header::FORWARDED};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -51,16 +51,16 @@ impl TrustedProxies {
         if !self.trusts(client.address) {
             return client;
         }
-        let (name, read): (_, fn(&str) -> Option<Client>) =
+        let (name, read): (_, fn(&[u8]) -> Vec<Option<Client>>) =
             match fields.contains_key(&X_FORWARDED_FOR) {
-                true => (&X_FORWARDED_FOR, node),
-                false => (&FORWARDED, forwarded_for),
+                true => (&X_FORWARDED_FOR, addresses),
+                false => (&FORWARDED, forwarded),
             };
-        let lines = fields.get_all(name);
-        let lines: Vec<_> = lines.iter().map(|it| it.to_str().unwrap_or("")).collect();
-        for element in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        let lines = fields.get_all(name).iter();
+        let list: Vec<_> = lines.flat_map(|line| read(line.as_bytes())).collect();
+        for before in list.into_iter().rev() {
             // What is no address ends the list: those before it cannot be told from forged ones.
-            let Some(before) = read(element.trim()) else {
+            let Some(before) = before else {
                 break;
             };
             client = before;
@@ -84,20 +84,70 @@ impl TrustedProxies {
 pub fn network(value: &str) -> Result<IpNet, String> {
     let address = || value.parse::<IpAddr>().map(IpNet::from);
     let network = value.parse::<IpNet>().or_else(|_| address());
-    network.map_err(|_| "neither an IP address nor a network (such as 10.0.0.0/8)".into())
+    let wanted = "neither an IP address nor a network (such as 10.0.0.0/8)";
+    match network.map_err(|_| wanted)? {
+        // Addresses are compared as IPv4 where they stand for it (RFC 4291, section 2.5.5.2).
+        IpNet::V6(network) if let Some(address) = network.addr().to_ipv4_mapped() => {
+            let bits = network.prefix_len().checked_sub(96).ok_or(wanted)?;
+            let network = Ipv4Net::new(address, bits).map_err(|_| wanted)?;
+            Ok(network.into())
+        }
+        network => Ok(network),
+    }
 }
 
-/// Reads the parameter `for` of an element of `forwarded`: `for=192.0.2.1;proto=https`.
-fn forwarded_for(element: &str) -> Option<Client> {
-    let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-    let value = value.trim();
-    let quoted = value.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+/// Reads a line of `x-forwarded-for`.
+fn addresses(line: &[u8]) -> Vec<Option<Client>> {
+    line.split(|byte| *byte == b',').map(node).collect()
+}
+
+/// Reads a line of `forwarded`.
+fn forwarded(line: &[u8]) -> Vec<Option<Client>> {
+    match split(line, b',') {
+        Some(elements) => elements.into_iter().map(forwarded_for).collect(),
+        None => vec![None],
+    }
+}
+
+/// Splits a value at a byte that stands outside of quoted strings (RFC 9110, section 5.6.4). Returns `None` if a string has
+/// no end: a client may have left it open for what its proxy appends.
+fn split(value: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let is_end = |byte: &u8| {
+        let is_separator = *byte == separator && !is_quoted;
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        is_separator
+    };
+    let parts = value.split(is_end).collect();
+    (!is_quoted).then_some(parts)
+}
+
+/// Reads the parameter `for`, which is there once, of an element of `forwarded`: `for=192.0.2.1;proto=https`.
+fn forwarded_for(element: &[u8]) -> Option<Client> {
+    let pairs = split(element, b';')?.into_iter();
+    let mut values = pairs.filter_map(|pair| {
+        let end = pair.iter().position(|byte| *byte == b'=')?;
+        let (name, value) = (pair.get(..end)?, pair.get(end + 1..)?);
+        let is_for = name.trim_ascii().eq_ignore_ascii_case(b"for");
+        is_for.then_some(value.trim_ascii())
+    });
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let quoted = value
+        .strip_prefix(b"\"")
+        .and_then(|it| it.strip_suffix(b"\""));
     node(quoted.unwrap_or(value))
 }
 
 /// Reads an address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
-fn node(text: &str) -> Option<Client> {
+fn node(text: &[u8]) -> Option<Client> {
+    let text = str::from_utf8(text.trim_ascii()).ok()?;
     let bare = |address: IpAddr| Client {
         address,
         port: None,
@@ -174,10 +224,22 @@ mod tests {
             ("for=1.2.3.4, for=\"[2001:db8::1]:80\"", "[2001:db8::1]:80"),
             ("for=203.0.113.9, for=10.1.1.1", "203.0.113.9"),
             ("for=_hidden", "10.0.0.1:4711"),
+            // A proxy may pass on, in quotes, what a client says of its host.
+            ("for=203.0.113.9;host=\"a,for=6.6.6.6;x\"", "203.0.113.9"),
+            ("host=\"a;for=6.6.6.6;\";for=203.0.113.9", "203.0.113.9"),
+            ("host=\"a\\\",for=6.6.6.6\";for=203.0.113.9", "203.0.113.9"),
+            ("for=6.6.6.6;host=\"a, for=203.0.113.9", "10.0.0.1:4711"),
+            ("for=203.0.113.9;for=6.6.6.6", "10.0.0.1:4711"),
             ("proto=https", "10.0.0.1:4711"),
         ] {
             assert_eq!(client(&[(FORWARDED, value)]), expected, "{value}");
         }
+        let line = HeaderValue::from_bytes(b"\xff, 203.0.113.9").expect("a value");
+        let fields = HeaderMap::from_iter([(X_FORWARDED_FOR.clone(), line)]);
+        let mapped = network("::ffff:10.0.0.0/104").expect("a network");
+        let peer = "10.0.0.1:4711".parse().expect("an address");
+        let client_of = TrustedProxies::new(vec![mapped]).client(peer, &fields);
+        assert_eq!(client_of.to_string(), "203.0.113.9");
         let both = [
             (FORWARDED, "for=1.2.3.4"),
             (X_FORWARDED_FOR.clone(), "203.0.113.9"),

@@ -57,9 +57,17 @@ impl GuestLog {
         }
     }
 
-    /// Lines are of this request from now on.
+    /// Begins the lines of a request.
     pub fn begin(&self, trace: Trace) {
         self.stream().trace = trace;
+    }
+
+    /// Ends the last line of a request, if the guest has not.
+    pub fn end_request(&self) {
+        let Stream { line, trace, .. } = &mut *self.stream();
+        if !line.is_empty() {
+            self.end(line, trace);
+        }
     }
 
     /// Returns true if the guest has written anything since the last call.

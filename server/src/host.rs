@@ -174,6 +174,10 @@ impl Host {
     /// Ends what belongs to a call.
     pub fn end_call(&mut self) {
         self.hooks.connections = None;
+        if let Some(Wasi { stdout, stderr, .. }) = &self.wasi {
+            stdout.end_request();
+            stderr.end_request();
+        }
     }
 
     /// Returns true if the guest has written to its standard error since the last call.

@@ -60,7 +60,7 @@ impl fmt::Display for Level {
 pub struct Access {
     /// The other end of the connection.
     pub peer: SocketAddr,
-    /// Who sent the request: the peer, or whom trusted proxies name.
+    /// Sender of the request: the peer, or the client that trusted proxies name.
     pub client: Client,
     pub trace: Trace,
     /// `None` if no head has come that could be read.
@@ -160,8 +160,9 @@ impl Log {
     /// Logs what concerns a request.
     pub fn request_event(&self, level: Level, trace: &Trace, message: fmt::Arguments) {
         let event = Event {
+            trace: Some(trace),
             ids: Ids::of(trace),
-            ..Event::default()
+            iostream: None,
         };
         self.push(&self.event_line(level, message, &event));
     }
@@ -169,17 +170,17 @@ impl Log {
     /// Logs a line that a guest has written to a stream, `stdout` or `stderr`.
     pub fn guest_line(&self, level: Level, trace: &Trace, stream: &'static str, text: &str) {
         let event = Event {
-            iostream: Some(stream),
+            trace: Some(trace),
             ids: Ids::of(trace),
+            iostream: Some(stream),
         };
-        self.push(&match (self.format, trace.text()) {
-            (Format::Json, _) => self.event_line(level, format_args!("{text}"), &event),
-            (_, None) => self.event_line(level, format_args!("guest: {text}"), &event),
-            (_, Some(id)) => self.event_line(level, format_args!("guest [{id}]: {text}"), &event),
+        self.push(&match self.format {
+            Format::Json => self.event_line(level, format_args!("{text}"), &event),
+            Format::Text => self.event_line(level, format_args!("guest: {text}"), &event),
         });
     }
 
-    /// Lines dropped since the start, as the reader was too slow.
+    /// Lines dropped since the start, as the reader was too slow or gone.
     pub fn dropped(&self) -> u64 {
         self.queue.dropped.load(Ordering::Relaxed)
     }
@@ -268,8 +269,13 @@ impl Log {
                 let message = format!("{dropped} lines of log lost: its reader is too slow");
                 self.warn(&mut batch, &message);
             }
-            // A closed pipe leaves nobody to tell.
-            let _ = out.write_all(&batch).and_then(|()| out.flush());
+            // A closed pipe leaves nobody to tell but those who ask for metrics.
+            if out.write_all(&batch).and_then(|()| out.flush()).is_err() {
+                let lines = batch.iter().filter(|byte| **byte == b'\n').count();
+                self.queue
+                    .dropped
+                    .fetch_add(lines as u64, Ordering::Relaxed);
+            }
             batch.clear();
             batch.shrink_to(BATCH_BYTES);
 
@@ -312,7 +318,11 @@ impl Log {
     fn event_line(&self, level: Level, message: fmt::Arguments, event: &Event) -> String {
         let message = printable(&message.to_string());
         match self.format {
-            Format::Text => format!("{} {level} {message}\n", now()),
+            Format::Text => match event.trace.and_then(Trace::text) {
+                // In front of the message, of which a guest may have written a part.
+                Some(id) => format!("{} {level} [{id}] {message}\n", now()),
+                None => format!("{} {level} {message}\n", now()),
+            },
             Format::Json => json(&JsonEvent {
                 timestamp: now(),
                 severity_text: level,
@@ -326,6 +336,8 @@ impl Log {
 /// What an event's line of JSON has besides the message.
 #[derive(Default, Serialize)]
 struct Event<'a> {
+    #[serde(skip)]
+    trace: Option<&'a Trace>,
     #[serde(rename = "log.iostream", skip_serializing_if = "Option::is_none")]
     iostream: Option<&'static str>,
     #[serde(flatten)]

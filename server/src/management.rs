@@ -1,5 +1,5 @@
-//! What operators ask the server: `/livez`, `/readyz`, `/metrics` and `/version`, on a listener and a thread of their own,
-//! and never a guest.
+//! The paths for operators: `/livez`, `/readyz`, `/metrics` and `/version`, on a listener and a thread of their own, and
+//! never a guest.
 
 use crate::component::{Description, VERSION};
 use crate::host::Shared;
@@ -30,7 +30,7 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to wait after `accept` failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the management listener responds from.
+/// The state behind the management listener's responses.
 pub struct Health {
     /// The workers of the traffic.
     workers: Vec<Handle>,
@@ -40,7 +40,7 @@ pub struct Health {
     version: Bytes,
 }
 
-/// What there is to say about a server.
+/// The parts of a server that metrics and version are read from.
 pub struct Source {
     pub service: Arc<Service>,
     pub sandbox: Arc<Sandbox>,

@@ -1,5 +1,5 @@
-//! What the server counts, for `/metrics`: the text format of OpenMetrics 1.0, with the names of OpenTelemetry's semantic
-//! conventions where they have one, as Prometheus writes them.
+//! Metrics for `/metrics`: the text format of OpenMetrics 1.0, with the names of OpenTelemetry's semantic conventions where
+//! they have one, as Prometheus writes them.
 //!
 //! What happens is counted where it happens, in a handful of instructions. What is a state, such as memory in use, is read
 //! from its owner when `/metrics` is asked for. No label has values that a client chooses.
@@ -19,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use rustix::process::{Resource, getrlimit};
 use std::fmt;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, SystemTime};
 use wasmtime_wasi_http::Error;
 
@@ -49,17 +50,25 @@ pub struct Metrics {
     pub rejected_requests: Events,
     pub timeouts: Events,
     guest_starts: Histogram,
-    guest_failures: Events,
+    pub guest_failures: Events,
     pub guest_memory_refusals: Events,
     outbound_requests: Family<OutboundOutcome, Histogram, fn() -> Histogram>,
     pub rejected_outbound_requests: Events,
 }
 
-/// How a request ended, as labels.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+/// Method and status of a request, as labels.
+#[derive(Clone, Debug, Eq, PartialEq)]
 struct Outcome {
-    method: &'static str,
+    method: Verb,
     status: Status,
+}
+
+/// One number for all of it, as each request is looked up by it.
+impl Hash for Outcome {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (Status::Code(status) | Status::Class(status)) = self.status;
+        state.write_u32((self.method as u32) << 16 | u32::from(status));
+    }
 }
 
 /// A status code, or its class: a guest can invent statuses.
@@ -69,7 +78,7 @@ enum Status {
     Class(u16),
 }
 
-/// How a guest's request to another service ended.
+/// Result of a guest's request to another service.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum OutboundOutcome {
     Response(Status),
@@ -98,7 +107,7 @@ impl Status {
 
 impl EncodeLabelSet for Outcome {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
-        ("http_request_method", self.method).encode(encoder.encode_label())?;
+        ("http_request_method", self.method.label()).encode(encoder.encode_label())?;
         self.status.encode(encoder)
     }
 }
@@ -135,18 +144,49 @@ impl Events {
 }
 
 /// The methods that OpenTelemetry's `http.request.method` knows. Clients may invent others.
-fn method_label(method: Option<&Method>) -> &'static str {
-    match method {
-        Some(&Method::GET) => "GET",
-        Some(&Method::HEAD) => "HEAD",
-        Some(&Method::POST) => "POST",
-        Some(&Method::PUT) => "PUT",
-        Some(&Method::DELETE) => "DELETE",
-        Some(&Method::CONNECT) => "CONNECT",
-        Some(&Method::OPTIONS) => "OPTIONS",
-        Some(&Method::TRACE) => "TRACE",
-        Some(&Method::PATCH) => "PATCH",
-        _ => "_OTHER",
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verb {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Connect,
+    Options,
+    Trace,
+    Patch,
+    Other,
+}
+
+impl Verb {
+    fn of(method: Option<&Method>) -> Self {
+        match method {
+            Some(&Method::GET) => Self::Get,
+            Some(&Method::HEAD) => Self::Head,
+            Some(&Method::POST) => Self::Post,
+            Some(&Method::PUT) => Self::Put,
+            Some(&Method::DELETE) => Self::Delete,
+            Some(&Method::CONNECT) => Self::Connect,
+            Some(&Method::OPTIONS) => Self::Options,
+            Some(&Method::TRACE) => Self::Trace,
+            Some(&Method::PATCH) => Self::Patch,
+            _ => Self::Other,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+            Self::Other => "_OTHER",
+        }
     }
 }
 
@@ -168,7 +208,13 @@ impl Default for Metrics {
             ),
             rejected_requests: Events::new(
                 "reason",
-                &["max_requests", "guest_memory_total", "transfers", "buffers"],
+                &[
+                    "max_requests",
+                    "guest_memory_total",
+                    "transfers",
+                    "buffers",
+                    "max_streams",
+                ],
             ),
             timeouts: Events::new("timeout", &["idle", "header", "body", "write"]),
             guest_starts: histogram(),
@@ -195,7 +241,7 @@ impl Metrics {
     /// Records a request; `method` is `None` if its head could not be read.
     pub fn request(&self, method: Option<&Method>, status: u16, took: Duration) {
         let outcome = Outcome {
-            method: method_label(method),
+            method: Verb::of(method),
             status: Status::new(status),
         };
         let histogram = self.requests.get_or_create(&outcome);
@@ -227,10 +273,10 @@ impl Metrics {
     }
 
     /// Records a guest's request to another service, which took so long to the head of the response.
-    pub fn outbound_request(&self, outcome: Result<StatusCode, &Error>, took: Duration) {
+    pub fn outbound_request(&self, outcome: Result<StatusCode, &'static str>, took: Duration) {
         let outcome = match outcome {
             Ok(status) => OutboundOutcome::Response(Status::new(status.as_u16())),
-            Err(error) => OutboundOutcome::Error(error_type(error)),
+            Err(kind) => OutboundOutcome::Error(kind),
         };
         let histogram = self.outbound_requests.get_or_create(&outcome);
         histogram.observe(took.as_secs_f64());
@@ -320,8 +366,8 @@ impl Metrics {
     }
 }
 
-/// The kinds of errors that an operator would tell apart, for `error.type`.
-fn error_type(error: &Error) -> &'static str {
+/// Returns the kind of an error, as far as an operator would tell them apart, for `error.type`.
+pub fn error_type(error: &Error) -> &'static str {
     match error {
         Error::DnsTimeout | Error::DnsError { .. } => "dns",
         Error::Connect(_)
@@ -381,7 +427,7 @@ impl Collector for Reading {
     }
 }
 
-/// What `/metrics` shows.
+/// All that `/metrics` shows.
 pub struct Exposition(Registry);
 
 impl Exposition {

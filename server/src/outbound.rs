@@ -9,10 +9,10 @@
 //!   behind it. So a name is looked up here first, and by the library only once it has resolved; both hold a permit.
 
 use crate::log::Log;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 use ipnet::IpNet;
@@ -355,12 +355,17 @@ impl Outbound {
             });
             Ok((response.map(BodyExt::boxed_unsync), io))
         };
-        let metrics = self.metrics.clone();
+        let recorded = Recorded {
+            metrics: self.metrics.clone(),
+            begun: Instant::now(),
+            outcome: Err("cancelled"),
+        };
         Box::new(async move {
-            let begun = Instant::now();
+            // All of it: otherwise the outcome alone is moved.
+            let mut recorded = recorded;
             let sent = sending.await;
             let outcome = sent.as_ref().map(|(response, _)| response.status());
-            metrics.outbound_request(outcome, begun.elapsed());
+            recorded.outcome = outcome.map_err(metrics::error_type);
             sent
         })
     }
@@ -388,15 +393,33 @@ async fn look_up(
     let permit = lookups.acquire_owned().await;
     let permit = permit.map_err(|_| Error::InternalError(None))?;
     let found = spawn_blocking(move || name.to_socket_addrs().map(|_| permit)).await;
+    // As the library says it, for the guest, though not by the type that also stands for connections.
     found
         .map_err(|_| Error::InternalError(None))?
-        .map_err(Error::Connect)
+        .map_err(|_| Error::DnsError {
+            rcode: Some("address not available".into()),
+            info_code: None,
+        })
 }
 
 /// An authority for the log, without what may be a password.
 fn without_userinfo(authority: &Authority) -> &str {
     let whole = authority.as_str();
     whole.rsplit_once('@').map_or(whole, |(_, rest)| rest)
+}
+
+/// A request to another service, which is recorded when dropped: its guest may end before the response.
+struct Recorded {
+    metrics: Arc<Metrics>,
+    begun: Instant,
+    outcome: Result<StatusCode, &'static str>,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        self.metrics
+            .outbound_request(self.outcome, self.begun.elapsed());
+    }
 }
 
 /// A request's body on its way to another service.

@@ -64,6 +64,8 @@ struct Taken {
     trailers: usize,
     /// How the body has ended.
     end: Option<Result<(), Error>>,
+    /// Set when the body has ended with an error.
+    has_failed: bool,
 }
 
 impl Taken {
@@ -74,6 +76,11 @@ impl Taken {
 
     fn is_full(&self) -> bool {
         self.cost() >= BUFFER_BYTES
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.end = Some(Err(error));
+        self.has_failed = true;
     }
 
     /// Adds a frame; returns false if there is nothing in it.
@@ -98,7 +105,7 @@ impl Taken {
             is_anything |= match frame {
                 Some(Ok(frame)) => self.push(frame),
                 Some(Err(error)) => {
-                    self.end = Some(Err(error));
+                    self.fail(error);
                     true
                 }
                 None => {
@@ -295,6 +302,10 @@ async fn serve(
         }
         drain(&mut body, &mut rest).await;
     }
+    if ended.is_ok() && (rest.has_failed || pipe.state().taken.has_failed) {
+        // The guest logs it itself.
+        sandbox.shared().metrics.guest_failures.count("body_failed");
+    }
     let bytes = pipe.state().taken.cost() + rest.cost();
     if bytes > FREE_BYTES && transfer.is_none() {
         transfer = sandbox.buffer(bytes);
@@ -315,9 +326,9 @@ async fn drain(body: &mut WasiBody, taken: &mut Taken) {
             Ok(Some(Ok(frame))) => {
                 taken.push(frame);
             }
-            Ok(Some(Err(error))) => taken.end = Some(Err(error)),
+            Ok(Some(Err(error))) => taken.fail(error),
             Ok(None) => taken.end = Some(Ok(())),
-            Err(_) => taken.end = Some(Err(Error::HttpResponseIncomplete)),
+            Err(_) => taken.fail(Error::HttpResponseIncomplete),
         }
     }
 }

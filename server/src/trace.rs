@@ -1,4 +1,4 @@
-//! Which request of a chain of services this is: the caller's trace context, or an id that a gateway gave.
+//! The identity of a request in a chain of services: the caller's trace context, or an id that a gateway gave.
 
 use http::{HeaderMap, HeaderName};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Characters that an `x-request-id` may have.
 const MAX_ID: usize = 128;
 
-/// What ties a request's lines of log to those of other services. As cheap to clone as a pointer.
+/// The link of a request's lines of log to those of other services. As cheap to clone as a pointer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace(Option<Arc<Id>>);
 

@@ -4,7 +4,7 @@
 //! and is half again as fast as a runtime shared by all cores.
 
 use crate::config::Config;
-use crate::service::Service;
+use crate::service::{Handler, Service};
 use crate::transport::{Activity, Timeouts, Transport};
 use crate::validate::MAX_FIELDS;
 use http::StatusCode;
@@ -31,6 +31,9 @@ const HEADER_BYTES: usize = 32 << 10;
 
 /// HTTP/2 requests that one connection may have under way.
 const STREAMS: u32 = 100;
+
+/// The same for the management listener, whose responses take no part of the buffers: a whole `/metrics` can have 1.7 MB.
+const MANAGEMENT_STREAMS: u32 = 1;
 
 /// Bytes of request bodies that a connection of HTTP/2, and one of its streams, may send ahead: the least that a connection
 /// can have (RFC 9113, section 6.9.2).
@@ -156,6 +159,10 @@ struct Protocol {
 
 impl Protocol {
     fn new(service: Arc<Service>, config: &Config, closing: watch::Receiver<bool>) -> Self {
+        let streams = match service.handler {
+            Handler::Guests(_) => STREAMS,
+            Handler::Management(_) => MANAGEMENT_STREAMS,
+        };
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .max_headers(MAX_FIELDS)
@@ -164,7 +171,7 @@ impl Protocol {
             .timer(TokioTimer::new())
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(streams)
             .max_header_list_size(HEADER_BYTES as u32);
         Self {
             http,
@@ -245,6 +252,9 @@ impl Protocol {
             loop {
                 let polled = http.as_mut().poll(cx);
                 for status in activity.take_refused() {
+                    if status == StatusCode::SERVICE_UNAVAILABLE {
+                        self.service.metrics.rejected_requests.count("max_streams");
+                    }
                     self.service.log_refused(peer, status, Duration::ZERO);
                 }
                 if let Poll::Ready(ended) = polled {

@@ -51,11 +51,10 @@ impl TrustedProxies {
         if !self.trusts(client.address) {
             return client;
         }
-        let (name, read): (_, fn(&[u8]) -> Vec<Option<Client>>) =
-            match fields.contains_key(&X_FORWARDED_FOR) {
-                true => (&X_FORWARDED_FOR, addresses),
-                false => (&FORWARDED, forwarded),
-            };
+        let (name, read): (_, Read) = match fields.contains_key(&X_FORWARDED_FOR) {
+            true => (&X_FORWARDED_FOR, addresses),
+            false => (&FORWARDED, forwarded),
+        };
         let lines = fields.get_all(name).iter();
         let list: Vec<_> = lines.flat_map(|line| read(line.as_bytes())).collect();
         for before in list.into_iter().rev() {
@@ -95,6 +94,9 @@ pub fn network(value: &str) -> Result<IpNet, String> {
         network => Ok(network),
     }
 }
+
+/// Reads a line of a field to a list, in which `None` stands for what is no address.
+type Read = fn(&[u8]) -> Vec<Option<Client>>;
 
 /// Reads a line of `x-forwarded-for`.
 fn addresses(line: &[u8]) -> Vec<Option<Client>> {

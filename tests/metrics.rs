@@ -396,7 +396,7 @@ fn page_names_every_metric_and_no_other() {
         let base = ends.iter().find_map(|end| name.strip_suffix(end));
         base.unwrap_or(name)
     });
-    // One that has no series before a guest sends a request.
+    // One that has no series where guests may send no requests.
     let outbound = "http_client_request_duration_seconds";
     let from_the_server: BTreeSet<_> = names.chain([outbound]).collect();
     assert_eq!(on_the_page, from_the_server);

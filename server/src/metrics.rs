@@ -272,6 +272,12 @@ impl Metrics {
         }
     }
 
+    /// Begins with a count of 0, as [`Events::new`] does, for guests that may send requests.
+    pub fn expect_outbound_requests(&self) {
+        let outcome = OutboundOutcome::Response(Status::Code(200));
+        let _ = self.outbound_requests.get_or_create(&outcome);
+    }
+
     /// Records a guest's request to another service, which took so long to the head of the response.
     pub fn outbound_request(&self, outcome: Result<StatusCode, &'static str>, took: Duration) {
         let outcome = match outcome {

@@ -258,6 +258,9 @@ pub type Sent = (Response<WasiBody>, Sending<()>);
 impl Outbound {
     /// `guest_timeout` is the time that a guest has for a request.
     pub fn new(limits: Limits, guest_timeout: Duration, log: Log, metrics: Arc<Metrics>) -> Self {
+        if !limits.allowed.is_empty() {
+            metrics.expect_outbound_requests();
+        }
         Self {
             log,
             metrics,

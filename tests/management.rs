@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::http2::Http2;
+use harness::http2::{Http2, http2_preface};
 use harness::{
     Connection, MANAGEMENT, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that,
     command, run,
@@ -48,6 +48,17 @@ fn listener_has_livez_and_readyz_and_nothing_else() {
     // The traffic has neither, and the access log has only the traffic.
     assert_eq!(get(server.address, "/livez").0, 404);
     assert!(server.line().contains(" GET /livez 404 "));
+}
+
+/// A whole `/metrics` takes nothing of the buffers that connections share.
+#[test]
+fn http2_connection_has_one_request_at_a_time() {
+    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let mut connection = Connection::open(server.management());
+    connection.send(http2_preface(&[])).expect("sent");
+    // SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, section 6.5.2).
+    let setting = connection.read_until(&[0, 3, 0, 0, 0, 1]);
+    setting.expect("one stream at a time");
 }
 
 #[test]

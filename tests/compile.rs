@@ -517,6 +517,26 @@ fn component_that_needs_more_than_a_sandbox_has_is_refused() {
     }
 }
 
+/// A core module with two tables, which are empty, and an instance of it.
+const TWO_TABLES: [u8; 25] = [
+    1, 17, 0, b'a', b's', b'm', 1, 0, 0, 0, 4, 7, 2, 0x70, 0, 0, 0x70, 0, 0, // The module.
+    2, 4, 1, 0, 0, 0, // An instance of module 0, without arguments.
+];
+
+#[test]
+fn module_may_have_two_tables() {
+    let exports = ["wasi:http/incoming-handler@0.2.0"];
+    let imports = ["wasi:cli/environment@0.2.0"];
+    let wasm = [component(&imports, &exports), TWO_TABLES.into()].concat();
+    let input = file("tables.wasm", wasm);
+    let path = input.to_str().expect("UTF-8");
+    let ended = run(Path::new("/"), &[path], &[]);
+    // It has what a sandbox may have, though its export is no handler.
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    let line = stderr.lines().last().expect("a line");
+    assert!(line.contains("incoming-handler"), "{stderr}");
+}
+
 #[test]
 fn part_of_machine_code_is_refused() {
     let whole = fs::read(WASI.cwasm()).expect("a file");

@@ -161,7 +161,6 @@ impl Log {
     pub fn request_event(&self, level: Level, trace: &Trace, message: fmt::Arguments) {
         let event = Event {
             trace: Some(trace),
-            ids: Ids::of(trace),
             iostream: None,
         };
         self.push(&self.event_line(level, message, &event));
@@ -171,7 +170,6 @@ impl Log {
     pub fn guest_line(&self, level: Level, trace: &Trace, stream: &'static str, text: &str) {
         let event = Event {
             trace: Some(trace),
-            ids: Ids::of(trace),
             iostream: Some(stream),
         };
         self.push(&match self.format {
@@ -327,21 +325,18 @@ impl Log {
                 timestamp: now(),
                 severity_text: level,
                 body: message,
-                event,
+                iostream: event.iostream,
+                ids: event.trace.map(Ids::of).unwrap_or_default(),
             }),
         }
     }
 }
 
-/// What an event's line of JSON has besides the message.
-#[derive(Default, Serialize)]
+/// The origin of an event: the request that it concerns, and the stream if a guest has written it.
+#[derive(Default)]
 struct Event<'a> {
-    #[serde(skip)]
     trace: Option<&'a Trace>,
-    #[serde(rename = "log.iostream", skip_serializing_if = "Option::is_none")]
     iostream: Option<&'static str>,
-    #[serde(flatten)]
-    ids: Ids<'a>,
 }
 
 /// The ids of a request. Keys are those of OpenTelemetry's log data model, but for the last, which it does not know.
@@ -377,8 +372,10 @@ struct JsonEvent<'a> {
     timestamp: String,
     severity_text: Level,
     body: String,
+    #[serde(rename = "log.iostream", skip_serializing_if = "Option::is_none")]
+    iostream: Option<&'static str>,
     #[serde(flatten)]
-    event: &'a Event<'a>,
+    ids: Ids<'a>,
 }
 
 impl Access {

@@ -296,33 +296,6 @@ impl Metrics {
             Unit::Seconds,
             self.requests.clone(),
         );
-        let (received, sent) = (self.received.clone(), self.sent.clone());
-        registry.register_collector(Box::new(Reading {
-            name: "http_server_network_io",
-            help: "Bytes from and to clients",
-            unit: Some(Unit::Bytes),
-            kind: MetricType::Counter,
-            read: Box::new(move || {
-                let direction = |value, bytes| (Some(("network_io_direction", value)), bytes);
-                vec![
-                    direction("receive", received.get() as f64),
-                    direction("transmit", sent.get() as f64),
-                ]
-            }),
-        }));
-        let (open, busy) = (self.connections.clone(), self.busy_connections.clone());
-        registry.register_collector(Box::new(Reading {
-            name: "http_server_open_connections",
-            help: "Open connections",
-            unit: None,
-            kind: MetricType::Gauge,
-            read: Box::new(move || {
-                let state = |value, count| (Some(("http_connection_state", value)), count);
-                let busy = busy.get();
-                let idle = (open.get() - busy).max(0);
-                vec![state("active", busy as f64), state("idle", idle as f64)]
-            }),
-        }));
         for (name, help, events) in [
             (
                 "http_server_rejected_connections",
@@ -442,8 +415,32 @@ impl Exposition {
         registry.register("build", "What runs", Info::new(build));
         metrics.register(&mut registry);
         let mut this = Self(registry);
+        this.add_connections(metrics);
         this.add_process();
         this
+    }
+
+    fn add_connections(&mut self, metrics: &Metrics) {
+        let (received, sent) = (metrics.received.clone(), metrics.sent.clone());
+        let (name, help) = ("http_server_network_io", "Bytes from and to clients");
+        let (bytes, label) = (Some(Unit::Bytes), "network_io_direction");
+        self.reading(name, help, bytes, MetricType::Counter, move || {
+            let (received, sent) = (received.get() as f64, sent.get() as f64);
+            vec![
+                (Some((label, "receive")), received),
+                (Some((label, "transmit")), sent),
+            ]
+        });
+        let (open, busy) = (
+            metrics.connections.clone(),
+            metrics.busy_connections.clone(),
+        );
+        let (name, label) = ("http_server_open_connections", "http_connection_state");
+        self.gauges(name, "Open connections", label, move || {
+            let busy = busy.get();
+            let idle = open.get() - busy;
+            vec![("active", busy.max(0) as u64), ("idle", idle.max(0) as u64)]
+        });
     }
 
     /// Adds a state, which `read` returns.
@@ -454,7 +451,7 @@ impl Exposition {
         unit: Option<Unit>,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
-        self.reading(name, help, unit, MetricType::Gauge, move || {
+        self.value(name, help, unit, MetricType::Gauge, move || {
             Some(read() as f64)
         });
     }
@@ -468,13 +465,9 @@ impl Exposition {
         read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
     ) {
         let value = move |(value, count)| (Some((label, value)), count as f64);
-        self.0.register_collector(Box::new(Reading {
-            name,
-            help,
-            unit: None,
-            kind: MetricType::Gauge,
-            read: Box::new(move || read().into_iter().map(value).collect()),
-        }));
+        self.reading(name, help, None, MetricType::Gauge, move || {
+            read().into_iter().map(value).collect()
+        });
     }
 
     /// Adds a count, which `read` returns.
@@ -484,8 +477,22 @@ impl Exposition {
         help: &'static str,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
-        self.reading(name, help, None, MetricType::Counter, move || {
+        self.value(name, help, None, MetricType::Counter, move || {
             Some(read() as f64)
+        });
+    }
+
+    /// Adds a metric with one value, if there is any.
+    fn value(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        kind: MetricType,
+        read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+    ) {
+        self.reading(name, help, unit, kind, move || {
+            read().map(|value| (None, value)).into_iter().collect()
         });
     }
 
@@ -495,15 +502,14 @@ impl Exposition {
         help: &'static str,
         unit: Option<Unit>,
         kind: MetricType,
-        read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+        read: impl Fn() -> Values + Send + Sync + 'static,
     ) {
-        let read = Box::new(move || read().map(|value| (None, value)).into_iter().collect());
         self.0.register_collector(Box::new(Reading {
             name,
             help,
             unit,
             kind,
-            read,
+            read: Box::new(read),
         }));
     }
 
@@ -512,21 +518,21 @@ impl Exposition {
         use MetricType::{Counter, Gauge};
         let memory = "Resident memory of the process";
         let (bytes, seconds) = (Some(Unit::Bytes), Some(Unit::Seconds));
-        self.reading("process_resident_memory", memory, bytes, Gauge, resident);
+        self.value("process_resident_memory", memory, bytes, Gauge, resident);
         let cpu = "Time that the process has computed, for itself and in the kernel";
-        self.reading("process_cpu", cpu, seconds.clone(), Counter, cpu_seconds);
+        self.value("process_cpu", cpu, seconds.clone(), Counter, cpu_seconds);
         let files = "Open file descriptors";
-        self.reading("process_open_fds", files, None, Gauge, || {
+        self.value("process_open_fds", files, None, Gauge, || {
             Some(fs::read_dir("/proc/self/fd").ok()?.count() as f64)
         });
         let most = "Most file descriptors that may be open";
-        self.reading("process_max_fds", most, None, Gauge, || {
+        self.value("process_max_fds", most, None, Gauge, || {
             Some(getrlimit(Resource::Nofile).current? as f64)
         });
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let since = since.unwrap_or_default().as_secs_f64();
         let help = "When the process began to serve, since the Unix epoch";
-        self.reading("process_start_time", help, seconds, Gauge, move || {
+        self.value("process_start_time", help, seconds, Gauge, move || {
             Some(since)
         });
     }

@@ -1,7 +1,6 @@
 //! The configuration: read once at start-up from flags and the environment, never again.
 
 use crate::container;
-use crate::engine::MEMORY_RESERVATION;
 use crate::forwarded::{self, TrustedProxies};
 use crate::log::{Format, printable};
 use crate::outbound::{self, AllowedHost};
@@ -106,12 +105,12 @@ impl Config {
             guest_memory: env.get(
                 "GUEST_MEMORY",
                 MemorySize(64 << 20),
-                memory_size::<MEMORY_RESERVATION>,
+                memory_size::<MAX_GUEST_MEMORY>,
             )?,
             guest_memory_resident: env.get(
                 "GUEST_MEMORY_RESIDENT",
                 MemorySize(256 << 10),
-                memory_size::<MEMORY_RESERVATION>,
+                memory_size::<MAX_GUEST_MEMORY>,
             )?,
             guest_memory_total: guest_memory_total.unwrap_or(MemorySize(guests)),
             memory_limit,
@@ -304,7 +303,8 @@ fn memory_size<const MAX: u64>(value: &str) -> Result<MemorySize, String> {
 }
 
 /// What as many sandboxes as there can be may have.
-const MAX_TOTAL: u64 = MAX_REQUESTS as u64 * MEMORY_RESERVATION;
+const MAX_TOTAL: u64 = MAX_REQUESTS as u64 * MAX_GUEST_MEMORY;
+const MAX_GUEST_MEMORY: u64 = 1 << 30;
 const MAX_REQUESTS: u32 = 4096;
 
 fn variable_name(value: &str) -> Result<String, String> {

@@ -4,9 +4,9 @@
 use crate::component::Wasi;
 use wasmtime::Config;
 
-/// Address space that each linear memory reserves, in bytes: the most that `GUEST_MEMORY` can be. The machine code
-/// compares each access with the memory's size, whatever this is below 4 GiB.
-pub const MEMORY_RESERVATION: u64 = 1 << 30;
+/// Address space that each linear memory reserves, in bytes: all that 32 bits can address. An access beyond the
+/// memory's size faults, so that the machine code does not compare each one with the size.
+pub const MEMORY_RESERVATION: u64 = 4 << 30;
 
 /// Returns the settings for components of this version. Only WASI 0.3 pays for concurrency within a component.
 pub fn config(wasi: Wasi) -> Config {

@@ -7,7 +7,7 @@ use crate::component::ARCH;
 use crate::component::{Component, VERSION};
 use crate::config::{self, Config};
 use crate::container;
-use crate::listener::Server;
+use crate::listener::{self, Server};
 use crate::log::{Level, Log, printable};
 use crate::probe;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
@@ -17,7 +17,6 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -235,9 +234,9 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
         let (sizes, granted, warning) = (config.sizes(), config.granted(), config.warning());
         let (sender, loaded) = oneshot::channel();
         let server_log = log.clone();
-        thread::Builder::new()
-            .name("loader".into())
-            .spawn(move || {
+        let load = {
+            let config = config.clone();
+            move || {
                 let component = Component::open(&path);
                 let server = component.and_then(|component| {
                     let server = Server::bind(&component, config, &server_log)?;
@@ -245,8 +244,9 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
                 });
                 // Nobody waits for it after a signal.
                 let _ = sender.send(server);
-            })
-            .map_err(no)?;
+            }
+        };
+        let workers = listener::start_workers(&config, load).map_err(no)?;
         let (description, server) = tokio::select! {
             biased;
             reason = stop.recv() => {
@@ -276,7 +276,7 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
         if let Some(warning) = warning {
             log.event(Level::Warn, format_args!("{warning}"));
         }
-        server.run(stop).await
+        server.run(workers, stop).await
     });
     log.flush(FLUSH);
     served

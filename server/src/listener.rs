@@ -13,7 +13,7 @@ use crate::outbound::Outbound;
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Handler, Service};
 use crate::transport::{self, NO_ROOM};
-use crate::worker::{Connection, LINGER, Worker};
+use crate::worker::{Connection, Idle, LINGER, Worker};
 use rustix::io::{Errno, dup};
 use rustix::net::listen;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -147,22 +147,19 @@ impl Server {
     ///
     /// # Errors
     /// One line, when the system denies a thread or a file descriptor.
-    pub async fn run(self, mut stop: mpsc::Receiver<String>) -> Result<(), String> {
+    pub async fn run(
+        self,
+        workers: Vec<Idle>,
+        mut stop: mpsc::Receiver<String>,
+    ) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
-        let files = allow_files(&self.config, &self.log)?;
+        let files = divide_files(&self.config, workers.len(), &self.log)?;
         let all = files.connections;
         let (close_idle, closing) = watch::channel(false);
-        let workers = (0..cores())
-            .map(|_| {
-                Worker::start(
-                    "worker",
-                    self.service.clone(),
-                    &self.config,
-                    closing.clone(),
-                )
-            })
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(error)?;
+        let serve =
+            |worker: Idle| worker.serve(self.service.clone(), &self.config, closing.clone());
+        let workers: io::Result<Vec<_>> = workers.into_iter().map(serve).collect();
+        let workers = workers.map_err(error)?;
         let health = Arc::new(Health::new(
             workers.iter().map(|it| it.handle().clone()).collect(),
             Source {
@@ -195,7 +192,8 @@ impl Server {
                 shutdown: Arc::default(),
             });
             let open = stays_open.subscribe();
-            let worker = Worker::start("management", service, &config, open).map_err(error)?;
+            let worker = Idle::start("management", false).map_err(error)?;
+            let worker = worker.serve(service, &config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
         }
         let places = Arc::new(Semaphore::new(all as usize));
@@ -294,9 +292,36 @@ fn counted(number: usize, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// One worker for each core that this process may use (a container's CPU limit counts).
-fn cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+/// Starts a worker for each core that this process may use (a container's CPU limit counts). The first one loads the
+/// component while the others start, and its caller can receive signals meanwhile.
+///
+/// # Errors
+/// When the system denies a thread.
+pub fn start_workers(
+    config: &Config,
+    load: impl FnOnce() + Send + 'static,
+) -> io::Result<Vec<Idle>> {
+    raise_file_limit();
+    let start = || Idle::start("worker", !config.outbound.allowed.is_empty());
+    let first = start()?;
+    first.run(load);
+    let mut workers = vec![first];
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    for _ in 1..cores {
+        workers.push(start()?);
+    }
+    Ok(workers)
+}
+
+/// Raises the limit on file descriptors as far as this process may: shells and engines set it low
+/// for the sake of programs that use `select`.
+fn raise_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Starts to listen on an address that this setting chooses.
@@ -339,26 +364,19 @@ struct Files {
     told: usize,
 }
 
-/// Raises the limit on file descriptors as far as this process may: shells and engines set it low
-/// for the sake of programs that use `select`. Where it is too low for all, the server and the clients that are turned
-/// away come first.
+/// Divides the file descriptors that this process may have. Where they are too few for all, the server and the clients
+/// that are turned away come first.
 ///
 /// # Errors
-/// One line, when it is too low to serve at all.
-fn allow_files(config: &Config, log: &Log) -> Result<Files, String> {
+/// One line, when they are too few to serve at all.
+fn divide_files(config: &Config, workers: usize, log: &Log) -> Result<Files, String> {
     let connections = u64::from(config.max_connections);
     let outbound = match config.outbound.allowed.as_slice() {
         [] => 0,
         _ => u64::from(config.outbound.connections),
     };
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    let _ = setrlimit(Resource::Nofile, raised);
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let own = OWN_FILES + WORKER_FILES * cores() as u64;
+    let own = OWN_FILES + WORKER_FILES * workers as u64;
     let left = files.saturating_sub(own + outbound);
     let told = TOLD.min(left / 4);
     let fit = connections.min(left - told);

@@ -62,36 +62,26 @@ pub struct Connection {
     pub place: OwnedSemaphorePermit,
 }
 
-/// A thread with a runtime of its own.
-pub struct Worker {
-    inbox: mpsc::UnboundedSender<(Connection, Arc<()>)>,
-    /// Each of the worker's connections holds a clone.
-    load: Arc<()>,
+/// Runs on a worker's thread, within its runtime.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread with a runtime of its own, which has no service yet.
+pub struct Idle {
+    jobs: mpsc::UnboundedSender<Job>,
+    started: std::sync::mpsc::Receiver<io::Result<Handle>>,
     thread: JoinHandle<()>,
-    runtime: Handle,
 }
 
-impl Worker {
-    /// Starts the thread. When `closing` turns true, idle connections close.
+impl Idle {
+    /// Starts the thread, and does not wait for it.
     ///
     /// # Errors
-    /// When the system denies a thread or a file descriptor.
-    pub fn start(
-        name: &str,
-        service: Arc<Service>,
-        config: &Config,
-        closing: watch::Receiver<bool>,
-    ) -> io::Result<Self> {
-        let (inbox, mut connections) = mpsc::unbounded_channel();
-        let protocol = Arc::new(Protocol::new(service, config, closing));
-        let resolves_names = !config.outbound.allowed.is_empty();
-        let serve = async move {
-            while let Some((connection, load)) = connections.recv().await {
-                let protocol = protocol.clone();
-                tokio::spawn(async move {
-                    protocol.serve(connection).await;
-                    drop(load);
-                });
+    /// When the system denies a thread.
+    pub fn start(name: &str, resolves_names: bool) -> io::Result<Self> {
+        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        let run = async move {
+            while let Some(job) = queue.recv().await {
+                job();
             }
         };
         let (report, started) = std::sync::mpsc::channel();
@@ -110,22 +100,58 @@ impl Worker {
                         runtime.spawn_blocking(|| ());
                     }
                     let _ = report.send(Ok(runtime.handle().clone()));
-                    runtime.block_on(serve);
+                    runtime.block_on(run);
                     // Without waiting for a look-up of a name.
                     runtime.shutdown_background();
                 }
                 Err(error) => drop(report.send(Err(error))),
             }
         })?;
-        let runtime = started.recv().map_err(io::Error::other)??;
         Ok(Self {
-            inbox,
-            load: Arc::default(),
+            jobs,
+            started,
             thread,
-            runtime,
         })
     }
 
+    /// Runs a job on the thread, before all else.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        // A thread without a runtime reports that to `serve`.
+        let _ = self.jobs.send(Box::new(job));
+    }
+
+    /// Gives the thread what it serves. When `closing` turns true, idle connections close.
+    ///
+    /// # Errors
+    /// When the system denies a thread or a file descriptor.
+    pub fn serve(
+        self,
+        service: Arc<Service>,
+        config: &Config,
+        closing: watch::Receiver<bool>,
+    ) -> io::Result<Worker> {
+        let runtime = self.started.recv().map_err(io::Error::other)??;
+        Ok(Worker {
+            jobs: self.jobs,
+            protocol: Arc::new(Protocol::new(service, config, closing)),
+            load: Arc::default(),
+            thread: self.thread,
+            runtime,
+        })
+    }
+}
+
+/// A thread that serves connections.
+pub struct Worker {
+    jobs: mpsc::UnboundedSender<Job>,
+    protocol: Arc<Protocol>,
+    /// Each of the worker's connections holds a clone.
+    load: Arc<()>,
+    thread: JoinHandle<()>,
+    runtime: Handle,
+}
+
+impl Worker {
     /// The thread's runtime.
     pub fn handle(&self) -> &Handle {
         &self.runtime
@@ -138,13 +164,19 @@ impl Worker {
 
     /// Hands a connection to the worker.
     pub fn take(&self, connection: Connection) {
+        let (protocol, load) = (self.protocol.clone(), self.load.clone());
         // A worker that is gone takes its connections along.
-        let _ = self.inbox.send((connection, self.load.clone()));
+        let _ = self.jobs.send(Box::new(move || {
+            tokio::spawn(async move {
+                protocol.serve(connection).await;
+                drop(load);
+            });
+        }));
     }
 
     /// Ends the thread, and cuts the connections that it still has.
     pub fn end(self) {
-        drop(self.inbox);
+        drop(self.jobs);
         let _ = self.thread.join();
     }
 }

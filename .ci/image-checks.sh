@@ -1,0 +1,194 @@
+# shellcheck shell=bash
+# Checks of how the images are built and of what they contain.
+
+build_images() {
+  local revision
+  revision=$(git rev-parse HEAD) || return
+  docker build --build-arg VERSION="$(version)" --build-arg REVISION="$revision" -t wasi-essentials:ci . 2>&1 |
+    tee "$STATE/build.log" &&
+    docker build -t wasi-essentials:ci-single --target builder . &&
+    docker build --platform linux/arm64 -t wasi-essentials:ci-arm64 .
+}
+
+# What an edit of a clone has Docker compile; sets $output to what the build printed, $copy to the clone.
+# The edit is one that no earlier run has left in the layer cache.
+build_edited() {
+  local started=$SECONDS
+  copy=$(mktemp -d)
+  # A clone, as an archive has other file modes, which count for the layer cache.
+  git clone -q . "$copy" && (cd "$copy" && "$@") || return
+  output=$(docker build --progress plain -t wasi-essentials:ci-edit "$copy" 2>&1) || fail "$output" || return
+  echo "$*: built in $((SECONDS - started)) s"
+}
+
+edit_route() {
+  sed -i "s/Hello from Docker!/Hello from $EPOCHREALTIME!/" src/routes.rs
+}
+
+add_dependency() {
+  cargo add --quiet hex && sed -i "s/^hex = .*/& # $EPOCHREALTIME/" Cargo.toml
+}
+
+# Of two edits, the second counts: the engine may have deleted layers of an earlier build, and the first brings them back.
+edit_is_cheap() {
+  local copy output
+  build_edited edit_route && build_edited edit_route || return
+  grep 'Compiling' <<< "$output"
+  [ "$(grep -o 'Compiling [^ ]*' <<< "$output" | sort -u | xargs)" = "Compiling wasi-essentials" ] ||
+    fail "more than the component is compiled" || return
+  # The runtime's layer is the same, the component's is another.
+  paste <(layers wasi-essentials:ci) <(layers wasi-essentials:ci-edit) | tee "$STATE/layers"
+  awk '$1 == $2 { same = same NR } END { exit !(NR == 2 && same == "1") }' "$STATE/layers" ||
+    fail "another layer than the component's alone has changed" || return
+  # Another dependency of the component compiles what it is made of, and no server.
+  build_edited add_dependency || return
+  grep 'Compiling' <<< "$output"
+  grep -q 'Compiling hex ' <<< "$output" || fail "the new dependency is not compiled" || return
+  ! grep -E 'Compiling (server|wasmtime) ' <<< "$output"
+}
+
+contract() {
+  start "$1" && CONTRACT_URL=http://127.0.0.1:$port cargo test --package server --test contract
+}
+
+turns_healthy() {
+  start "$1" && await_healthy
+}
+
+# Under emulation, and in 39 bits of address space, which is all that many arm64 kernels give a process.
+arm64_keeps_the_contract() {
+  local arm64=$STATE/arm64 port server status=0
+  extract wasi-essentials:ci-arm64 "$arm64" && port=$(free_port) || return
+  for file in wasi-essentials component.cwasm; do
+    readelf --file-header "$arm64/$file" | grep 'Machine: *AArch64' || return
+  done
+  qemu-aarch64-static -R 0x7fffffffff "$arm64/wasi-essentials" "$arm64/component.cwasm" --listen "127.0.0.1:$port" &
+  server=$!
+  echo $server > "$STATE/qemu.pid" # For .ci/run, should it be cut off.
+  await curl -sf "http://127.0.0.1:$port/health" &&
+    CONTRACT_URL=http://127.0.0.1:$port cargo test --package server --test contract || status=1
+  kill $server
+  wait $server
+  rm "$STATE/qemu.pid"
+  return $status
+}
+
+# The component is the same for all architectures, and the one that is published by itself, which the
+# machine code in the image names; it imports no more than it needs, and starts small.
+carries_one_component() {
+  local component=$PWD/target/component/component.wasm digest image
+  ./bake component && digest=$(sha256sum "$component") || return
+  for image in ci ci-arm64; do
+    extract wasi-essentials:$image "$STATE/$image" || return
+    grep -ao '{"wasi".*}' "$STATE/$image/component.cwasm" | grep -F "\"sha256\":\"${digest%% *}\"" ||
+      fail "$image carries another" || return
+  done
+  # A compiler that was built in another way makes the same of it.
+  compile_component "$component" "$STATE/component.cwasm" &&
+    cmp "$STATE/component.cwasm" "$STATE/ci/component.cwasm" || return
+  COMPONENT_FILE=$component cargo test --package server --test component
+}
+
+# Here and in the image's directory: the same toolchain, other machines as far as Cargo can tell.
+builds_the_same_binary() {
+  local built
+  built=target/$(uname -m)-unknown-linux-musl/image/wasi-essentials
+  server/release --bin wasi-essentials --example native && extract wasi-essentials:ci "$STATE/ci" || return
+  sha256sum "$STATE/ci/wasi-essentials" "$built"
+  cmp "$STATE/ci/wasi-essentials" "$built"
+}
+
+# Of another clone, with component and runtime compiled once more.
+builds_the_same_layers() {
+  local copy
+  copy=$(mktemp -d)
+  git clone -q . "$copy" || return
+  docker build --no-cache-filter component-build,component-compile,runtime-build -t wasi-essentials:ci-again "$copy" || return
+  layers wasi-essentials:ci > "$STATE/layers" && layers wasi-essentials:ci-again > "$STATE/layers-again" || return
+  cat "$STATE/layers"
+  diff "$STATE/layers" "$STATE/layers-again"
+}
+
+# The image's runtime says in one line what it cannot do.
+runtime_says_that_it_has_no_compiler() {
+  local runtime=$STATE/ci/wasi-essentials wasm=target/component/component.wasm
+  extract wasi-essentials:ci "$STATE/ci" || return
+  is_error 1 "$wasm: not compiled, and this program has no compiler: .*" "$runtime" "$wasm" &&
+    is_error 1 "this program has no compiler: .*" "$runtime" compile "$wasm"
+}
+
+# What the page on components says of bad input, by its Dockerfile.
+refuses_what_is_no_component() {
+  local directory wasm=target/spin/wasm32-wasip2/release/examples/greet.wasm
+  directory=$(mktemp -d)
+  refuses() {
+    local output
+    output=$(docker build -f target/any.Dockerfile "$directory" 2>&1) && fail "it builds: $1" && return 1
+    grep -E "^#[0-9]+ [0-9.]+ error: /component.wasm: $1" <<< "$output" || fail "$output"
+  }
+  : > "$directory/app.wasm" && refuses 'not a WebAssembly component' || return
+  cp README.md "$directory/app.wasm" && refuses 'not a WebAssembly component' || return
+  printf '\0asm\1\0\0\0' > "$directory/app.wasm" && refuses 'a core WebAssembly module, not a component' || return
+  head -c 100000 $wasm > "$directory/app.wasm" && refuses 'not a valid component' || return
+  printf '\0asm\15\0\1\0' > "$directory/app.wasm" && refuses 'exports neither wasi:http/incoming-handler@0.2 nor' || return
+  # An import of another package, of a name as long.
+  sed 's,wasi:random/insecure-seed@,wasi:dancer/insecure-seed@,g' $wasm > "$directory/app.wasm" &&
+    refuses 'imports what this server does not have: wasi:dancer/insecure-seed@' || return
+  cp "$STATE/component.cwasm" "$directory/app.wasm" && refuses 'machine code already, not a .wasm'
+}
+
+# Of the runtime, which names what its build uses, too; and of the component.
+files_list_their_dependencies() {
+  extract wasi-essentials:ci "$STATE/ci" && ./bake component || return
+  .ci/sbom "$STATE/ci/wasi-essentials" > "$STATE/sbom.cdx.json" || return
+  .ci/sbom target/component/component.wasm > "$STATE/sbom-component.cdx.json" || return
+  python3 - "$STATE/sbom.cdx.json" server hyper,wasmtime "$STATE/sbom-component.cdx.json" wasi-essentials anyhow,wstd << 'PYTHON'
+import json, sys, tomllib
+lock = tomllib.load(open("Cargo.lock", "rb"))["package"]
+lock = {(package["name"], package["version"]) for package in lock}
+arguments = iter(sys.argv[1:])
+for file, name, parts in zip(arguments, arguments, arguments):
+    bill = json.load(open(file))
+    root = bill["metadata"]["component"]
+    listed = {(package["name"], package["version"]) for package in [root, *bill["components"]]}
+    print(*sorted(listed), f"{name}: {len(listed)} crates", sep="\n")
+    assert not listed - lock, f"not in Cargo.lock: {listed - lock}"
+    assert set(parts.split(",")) <= {name for name, _ in listed}, f"one of {parts} is missing"
+    assert root["name"] == name, f"not of {name}"
+PYTHON
+}
+
+# A layer each. A created, never started container also shows the engine's own mount points; a saved image
+# does not.
+image_holds_two_files() {
+  local directory files
+  directory=$(mktemp -d)
+  docker save wasi-essentials:ci | tar -x -C "$directory"
+  files=$(find "$directory" -type f | while read -r file; do
+    tar -tvf "$file" 2> /dev/null | sed "s,\$, in layer ${file#"$directory"/},"
+  done)
+  echo "$files"
+  [ "$(wc -l <<< "$files")" = 2 ] && [ "$(awk '{ print $NF }' <<< "$files" | sort -u | wc -l)" = 2 ] &&
+    grep -E '^-rwxr-xr-x .* wasi-essentials in layer' <<< "$files" &&
+    grep -E '^-rw-r--r-- .* component.cwasm in layer' <<< "$files"
+}
+
+image_has_labels() {
+  local label
+  docker image inspect --format '{{json .Config}}' wasi-essentials:ci | tee "$STATE/config.json"
+  for label in title description source version licenses; do
+    grep -E "\"org.opencontainers.image.$label\":\"[^\"]+\"" "$STATE/config.json" > /dev/null ||
+      fail "no label $label" || return
+  done
+  grep "\"org.opencontainers.image.revision\":\"$(git rev-parse HEAD)\"" "$STATE/config.json" > /dev/null ||
+    fail "no revision" || return
+  grep '"User":"65532:65532"' "$STATE/config.json" > /dev/null || fail "it runs as root"
+}
+
+context_is_small() {
+  local bytes
+  bytes=$(tar --exclude-vcs -c Cargo.toml Cargo.lock build.rs bench/release.profdata src server | wc -c)
+  grep 'transferring context: [0-9]' "$STATE/build.log" || fail "the build's log does not say what it reads" || return
+  echo "$bytes bytes"
+  [ "$bytes" -lt 1800000 ] && ! grep -E 'transferring context: .*GB|transferring context: ([2-9]|[0-9]{2,})[.0-9]*MB' "$STATE/build.log"
+}

@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+# What the scripts of .ci share. For a shell in the project's directory.
+
+# Where .ci/machine puts what it builds without optimisation and a benchmark must not find.
+UNOPTIMISED=$HOME/.cargo/unoptimised
+PATH=$PATH:$UNOPTIMISED/bin
+
+fail() {
+  echo "error: $*" >&2
+  return 1
+}
+
+# For a check that cannot be run on this machine; the status is what Automake's tests end with then.
+not_run() {
+  echo "$*"
+  return 77
+}
+
+# Waits up to 60 s for a command to succeed.
+await() {
+  local _
+  for _ in $(seq 240); do
+    if "$@" > /dev/null 2>&1; then return; fi
+    sleep 0.25
+  done
+  fail "gave up on: $*"
+}
+
+free_port() {
+  python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+}
+
+# Cargo.toml's, as Cargo reads it: `./bake`, which does without Cargo, is checked against this.
+version() {
+  cargo pkgid --locked --package wasi-essentials | sed 's/.*[#@]//'
+}
+
+# Installs packages from PyPI, where $STATE/venv/bin has their commands.
+install_python_packages() {
+  [ -x "$STATE/venv/bin/python" ] || python3 -m venv "$STATE/venv" || return
+  "$STATE/venv/bin/pip" install --quiet "$@"
+}
+
+# Renders deploy/ with its component `monitoring`, as a user gets it who edits kustomization.yaml; with an argument, under
+# that name instead of the project's.
+render_manifests() {
+  local copy file
+  copy=$(mktemp -d) && cp -r deploy/. "$copy" && file=$copy/kustomization.yaml || return
+  sed -i 's/^# components:/components:/' "$file"
+  [ $# = 0 ] || sed -i "s/^namespace: .*/namespace: $1/; s/wasi-essentials}$/$1}/" "$file"
+  kustomize build "$copy"
+}
+
+# A command ends with this status, and says why in this one line.
+is_error() {
+  local expected=$1 error=$2 output status=0
+  shift 2
+  output=$("$@" 2>&1) || status=$?
+  [ $status = "$expected" ] && grep -qx "error: $error" <<< "$output" && [ "$(wc -l <<< "$output")" = 1 ] ||
+    fail "$*: status $status: $output"
+}
+
+# How many tests a log of `cargo test` counts as passed.
+tests_passed() {
+  awk '/^test result: ok\. / { sum += $4 } END { print sum + 0 }' "$1"
+}
+
+# Compiles a component by the program that the tests have built.
+compile_component() {
+  cargo run --package server -- compile "$1" -o "$2"
+}
+
+# Digests of an image's layers, a line each.
+layers() {
+  docker image inspect --format '{{range .RootFS.Layers}}{{println .}}{{end}}' "$1" | grep sha256
+}
+
+# Takes the files out of a production image, to this directory.
+extract() {
+  local id file
+  mkdir -p "$2" && id=$(docker create --label ci "$1") || return
+  for file in wasi-essentials component.cwasm; do
+    docker cp "$id:/$file" "$2/$file" || return
+  done
+}
+
+# Starts a container that answers on a port of its own; sets $container and $port.
+start() {
+  local image=$1
+  shift
+  container=$(docker run -d --label ci -p 127.0.0.1:0:5000 "$@" "$image") || return
+  port=$(docker port "$container" 5000) || return
+  port=${port##*:}
+  await curl -sf "http://127.0.0.1:$port/health" || { docker logs "$container"; return 1; }
+}
+
+# Waits until the engine calls $container healthy.
+await_healthy() {
+  await sh -c "docker inspect --format '{{.State.Health.Status}}' $container | grep -x healthy"
+}
+
+# Removes the containers of these checks and of the README.
+remove_containers() {
+  docker ps -aq --filter label=ci | xargs -r docker rm -f
+  docker rm -f web hardened production mine bill any
+} > /dev/null 2>&1

@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# Checks of the sources: manifests, lints, tests and fuzzing.
+
+entry_points_exclude_each_other() {
+  local output
+  for features in "wasi spin" ""; do
+    output=$(cargo check --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
+      fail "features '$features' compile" && return 1
+    # This line and no others: what follows from the mistake would hide it.
+    [ "$(grep -c '^error' <<< "$output")" = 2 ] &&
+      grep -E '^error: (both `wasi` .* are enabled|no entry point): .*spin' <<< "$output" || fail "$output" || return
+  done
+}
+
+# The runtime in the image: the feature `compile` is off there.
+runtime_has_no_compiler() {
+  local tree
+  tree=$(cargo tree --locked --package server --no-default-features --edges normal --target all --prefix none) || return
+  grep '^wasmtime v' <<< "$tree" || fail "the tree lacks Wasmtime: $tree" || return
+  ! grep -E '^(cranelift-codegen|wasmtime-internal-(cranelift|winch)) v' <<< "$tree"
+}
+
+# The database is a repository on GitHub, which not every machine reaches.
+advisories() {
+  timeout 60 cargo deny fetch db || not_run "the RustSec database cannot be fetched" || return
+  cargo deny --offline --workspace check advisories
+}
+
+# Every test that the README names is one.
+readme_names_tests() {
+  local name names file='' tests=''
+  names=$(grep -oE '`[a-z]+::[a-z_0-9]+`' README.md | tr -d '`' | sort -u)
+  [ -n "$names" ] || fail "the README names no tests" || return
+  for name in $names; do
+    if [ "${name%%::*}" != "$file" ]; then
+      file=${name%%::*}
+      tests=$(cargo test --package server --test "$file" -- --list) || return
+    fi
+    grep -qx "${name#*::}: test" <<< "$tests" || fail "no test is called $name" || return
+  done
+}
+
+spin_manifest() {
+  local command source
+  command=$(sed -n 's/^command = "\(.*\)"$/\1/p' spin.toml)
+  source=$(sed -n 's/^source = "\(.*\)"$/\1/p' spin.toml)
+  rm -f "$source"
+  $command && test -s "$source" || fail "the build command leaves no $source" || return
+  grep -q 'wasi:http/handler@0.3' "$source" || fail "$source does not export WASI 0.3's handler" || return
+  # Spin takes only what its manifest schema knows; this is what would grant rights.
+  grep -x 'allowed_outbound_hosts = \[\]' spin.toml
+}
+
+examples() {
+  EXAMPLES_HOST=wasmtime cargo test --package server --test examples
+}
+
+# Fuzzing from the corpus, for so many seconds; what it finds stays out of the repository.
+fuzz() {
+  local directory
+  directory=$(mktemp -d) && tar -xzf fuzz/corpus.tar.gz -C "$directory" &&
+    compile_component target/wasm32-wasip2/release/wasi_essentials.wasm "$directory.cwasm" || return
+  COMPONENT=$directory.cwasm cargo fuzz run --sanitizer none connection "$directory" -- \
+    -max_total_time="$1" -timeout=10 -print_final_stats=1
+}
+
+# Where there is kind, which no package registry has; the workflow has it.
+rolls_out_in_a_cluster() {
+  command -v kind > /dev/null || { not_run "kind is in no package"; return; }
+  .ci/cluster
+}
+
+# Applies the edits of the page on operations, one after the other, and renders what comes of each.
+operations_page_edits_what_kustomize_reads() (
+  copy=$(mktemp -d) && cp -r deploy "$copy" || exit
+  export IMAGE=docker.io/me/mine digest=sha256:$(printf '1%.0s' {1..64})
+  edits=$(grep '^sed -i' docs/operations.md) && [ "$(wc -l <<< "$edits")" = 3 ] || exit
+  cd "$copy" || exit
+  while read -r edit; do
+    echo "$edit"
+    eval "$edit" && kustomize build deploy > rendered.yaml || exit
+    grep -F "image: $IMAGE" rendered.yaml | grep -F "@$digest" || exit
+  done <<< "$edits"
+  grep -F "kind: PodMonitor" rendered.yaml
+)
+
+# Checks the dashboard and the alerts; with a file of what a server's /metrics returned, also that it has each metric.
+dashboard_uses_metrics_that_exist() {
+  .ci/monitoring "$1"
+}

@@ -200,41 +200,14 @@ rebuild_tells_the_layers() (
   [ "$(grep -c '^error: ' "$copy/log")" = 2 ] || fail "$(cat "$copy/log")"
 )
 
-# An error of the registry counts neither as published nor as absent. By a registry that gives its tokens at another
-# address, as Docker's does, and that the names of repositories tell what to respond.
+# An error of the registry counts neither as published nor as absent.
 unclear_registry_is_refused() (
   prepare_small_images && port=$(free_port) || exit
-  export REGISTRY=127.0.0.1:$port
-  python3 - "$port" "$TOKEN" << 'PYTHON' &
-import base64, http.server, sys
-port, password = int(sys.argv[1]), sys.argv[2]
-basic = "Basic " + base64.b64encode(f"you:{password}".encode()).decode()
-manifest = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
-class Registry(http.server.BaseHTTPRequestHandler):
-    def respond(self, status, body=b"{}", **headers):
-        self.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-    def do_GET(self):
-        credentials = self.headers["Authorization"]
-        if self.path.startswith("/token"):
-            return self.respond(200, b'{"token":"given"}') if credentials == basic else self.respond(401)
-        if credentials != "Bearer given":
-            challenge = f'Bearer realm="http://127.0.0.1:{port}/token",service="test"'
-            return self.respond(401, WWW_Authenticate=challenge)
-        if self.path.endswith("/published/manifests/1.0.0") or "/manifests/sha256:" in self.path:
-            return self.respond(200, manifest, Content_Type="application/vnd.oci.image.index.v1+json")
-        for name, status in ("denied", 403), ("limited", 429), ("broken", 500):
-            if f"/{name}/" in self.path:
-                return self.respond(status)
-        self.respond(200 if self.path == "/v2/" else 404)
-    do_HEAD = do_POST = do_GET
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Registry).serve_forever()
-PYTHON
-  trap "kill $!" EXIT
+  local -x REGISTRY=127.0.0.1:$port
+  .ci/registry-stub "$port" "$TOKEN" &
+  server=$!
+  trap 'kill "$server"' EXIT
+  # shellcheck disable=SC2329 # `await` calls it.
   login() { docker login --username you --password-stdin "$REGISTRY" <<< "$TOKEN"; }
   await login || exit
   REPOSITORY=you/absent publish_small 1.0.0 --print | grep -F "\"$REGISTRY/you/absent:latest\"" || exit
@@ -248,8 +221,8 @@ PYTHON
   error="cannot tell whether $REGISTRY/you/absent:1.1.0-rc.1 is published: ERROR: .*"
   sed -i "s/\"auth\": \".*\"/\"auth\": \"$(printf you:old | base64)\"/" "$DOCKER_CONFIG/config.json"
   REPOSITORY=you/absent is_error 2 "$error" publish_small 1.1.0-rc.1 --print || exit
-  kill $! && trap - EXIT
-  wait $!
+  kill "$server" && trap - EXIT
+  wait "$server"
   REPOSITORY=you/absent is_error 2 "$error" publish_small 1.1.0-rc.1 --print
 )
 
@@ -277,21 +250,5 @@ image_is_small() {
   stat --format '%n: %s bytes' "$STATE"/ci/*
   [ "$(stat --format %s "$STATE/ci/wasi-essentials")" -le 7400000 ] &&
     [ "$(cat "$STATE"/ci/* | wc -c)" -lt 8300000 ] &&
-    python3 - "http://$REGISTRY/v2/you/wasi-essentials/manifests" "$(version)" << 'PYTHON'
-import base64, json, os, sys, urllib.request
-credentials = base64.b64encode(f"you:{os.environ['TOKEN']}".encode()).decode()
-kinds = ", ".join(f"application/vnd.oci.image.{kind}.v1+json" for kind in ("index", "manifest"))
-def manifest(reference):
-    headers = {"Authorization": f"Basic {credentials}", "Accept": kinds}
-    return json.load(urllib.request.urlopen(urllib.request.Request(f"{sys.argv[1]}/{reference}", headers=headers)))
-sizes = {
-    entry["platform"]["architecture"]: [layer["size"] for layer in manifest(entry["digest"])["layers"]]
-    for entry in manifest(sys.argv[2])["manifests"]
-    if entry["platform"]["architecture"] != "unknown"  # Its bills of materials.
-}
-for architecture, (runtime, component) in sizes.items():
-    print(f"compressed, {architecture}: runtime {runtime} bytes, component {component} bytes")
-small = all(runtime <= 3_000_000 and component <= 300_000 for runtime, component in sizes.values())
-sys.exit(set(sizes) != {"amd64", "arm64"} or not small)
-PYTHON
+    .ci/layer-sizes "$REGISTRY" you/wasi-essentials "$(version)"
 }

@@ -2,8 +2,8 @@
 # Checks of the server in its image: limits, shutdown, metrics.
 
 # What a careful operator takes away.
-BOX="--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-privileges
-  --pids-limit 64 --memory 32m --cpus 0.5"
+BOX=(--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-privileges
+  --pids-limit 64 --memory 32m --cpus 0.5)
 
 # With a name server that says nothing, by the example `proxy`: every request for a name fails in its time, also those that
 # find all look-ups taken, and the server ends without waiting for one.
@@ -26,13 +26,13 @@ survives_a_silent_name_server() {
 }
 
 holds_in_a_box() {
-  start wasi-essentials:ci $BOX || return
+  start wasi-essentials:ci "${BOX[@]}" || return
   curl -sf "http://127.0.0.1:$port/" | grep -x 'Hello from Docker!' || return
   is_healthy_and_stops
 }
 
 holds_without_network() {
-  container=$(docker run -d --label ci --network none $BOX wasi-essentials:ci) || return
+  container=$(docker run -d --label ci --network none "${BOX[@]}" wasi-essentials:ci) || return
   is_healthy_and_stops
 }
 

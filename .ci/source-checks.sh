@@ -73,7 +73,7 @@ rolls_out_in_a_cluster() {
 # Applies the edits of the page on operations, one after the other, and renders what comes of each.
 operations_page_edits_what_kustomize_reads() (
   copy=$(mktemp -d) && cp -r deploy "$copy" || exit
-  export IMAGE=docker.io/me/mine digest=sha256:$(printf '1%.0s' {1..64})
+  IMAGE=docker.io/me/mine digest=sha256:$(printf '1%.0s' {1..64})
   edits=$(grep '^sed -i' docs/operations.md) && [ "$(wc -l <<< "$edits")" = 3 ] || exit
   cd "$copy" || exit
   while read -r edit; do

@@ -47,6 +47,14 @@ edit_is_cheap() {
   ! grep -E 'Compiling (server|wasmtime) ' <<< "$output"
 }
 
+# Both images, one after the other.
+images_keep_the_contract() {
+  local image
+  for image in wasi-essentials:ci wasi-essentials:ci-single; do
+    contract "$image" && turns_healthy "$image" || fail "$image" || return
+  done
+}
+
 contract() {
   start "$1" && CONTRACT_URL=http://127.0.0.1:$port cargo test --package server --test contract
 }
@@ -89,21 +97,27 @@ carries_one_component() {
   COMPONENT_FILE=$component cargo test --package server --test component
 }
 
+# What the image has, built on this machine; and the server to compare it with.
+build_host_runtime() {
+  server/release --bin wasi-essentials --example native
+}
+
 # Here and in the image's directory: the same toolchain, other machines as far as Cargo can tell.
 builds_the_same_binary() {
   local built
   built=target/$(uname -m)-unknown-linux-musl/image/wasi-essentials
-  server/release --bin wasi-essentials --example native && extract wasi-essentials:ci "$STATE/ci" || return
+  build_host_runtime && extract wasi-essentials:ci "$STATE/ci" || return
   sha256sum "$STATE/ci/wasi-essentials" "$built"
   cmp "$STATE/ci/wasi-essentials" "$built"
 }
 
-# Of another clone, with component and runtime compiled once more.
+# Of another clone, with the component compiled once more, and all layers made again. The runtime is compiled once more by
+# `builds_the_same_binary`.
 builds_the_same_layers() {
   local copy
   copy=$(mktemp -d)
   git clone -q . "$copy" || return
-  docker build --no-cache-filter component-build,component-compile,runtime-build -t wasi-essentials:ci-again "$copy" || return
+  docker build --no-cache-filter component-build,component-compile,runtime -t wasi-essentials:ci-again "$copy" || return
   layers wasi-essentials:ci > "$STATE/layers" && layers wasi-essentials:ci-again > "$STATE/layers-again" || return
   cat "$STATE/layers"
   diff "$STATE/layers" "$STATE/layers-again"

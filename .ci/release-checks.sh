@@ -207,7 +207,6 @@ unclear_registry_is_refused() (
   .ci/registry-stub "$port" "$TOKEN" &
   server=$!
   trap 'kill "$server"' EXIT
-  # shellcheck disable=SC2329 # `await` calls it.
   login() { docker login --username you --password-stdin "$REGISTRY" <<< "$TOKEN"; }
   await login || exit
   REPOSITORY=you/absent publish_small 1.0.0 --print | grep -F "\"$REGISTRY/you/absent:latest\"" || exit

@@ -1,10 +1,22 @@
 # shellcheck shell=bash
 # Checks of the sources: manifests, lints, tests and fuzzing.
 
+# Everything, the runtime without the compiler, and the components of both entry points.
+clippy() {
+  local status=0 wasm=(--release --target wasm32-wasip2)
+  cargo clippy --workspace --all-targets -- -D warnings || status=1
+  cargo clippy --package server --no-default-features -- -D warnings || status=1
+  cargo clippy "${wasm[@]}" --lib --examples -- -D warnings || status=1
+  cargo clippy "${wasm[@]}" --no-default-features --features spin --lib --example service --example greet -- -D warnings ||
+    status=1
+  return $status
+}
+
 entry_points_exclude_each_other() {
   local output
   for features in "wasi spin" ""; do
-    output=$(cargo check --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
+    # By the profile of the lints, so that the dependencies are checked already.
+    output=$(cargo check --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
       fail "features '$features' compile" && return 1
     # This line and no others: what follows from the mistake would hide it.
     [ "$(grep -c '^error' <<< "$output")" = 2 ] &&
@@ -26,18 +38,21 @@ advisories() {
   cargo deny --offline --workspace check advisories
 }
 
-# Every test that the README names is one.
+# Prints the tests of the workspace, as `file::name`.
+list_tests() {
+  cargo test --locked --workspace -- --list 2>&1 |
+    awk '/^ *Running / { n = split($2 == "unittests" ? $3 : $2, path, /[\/.]/); file = path[n - 1] }
+      sub(/: test$/, "") { print file "::" $0 }'
+}
+
+# Each test that the README names is one.
 readme_names_tests() {
-  local name names file='' tests=''
+  local names unknown
   names=$(grep -oE '`[a-z]+::[a-z_0-9]+`' README.md | tr -d '`' | sort -u)
   [ -n "$names" ] || fail "the README names no tests" || return
-  for name in $names; do
-    if [ "${name%%::*}" != "$file" ]; then
-      file=${name%%::*}
-      tests=$(cargo test --package server --test "$file" -- --list) || return
-    fi
-    grep -qx "${name#*::}: test" <<< "$tests" || fail "no test is called $name" || return
-  done
+  echo "$names"
+  unknown=$(comm -23 <(echo "$names") <(list_tests | sort -u))
+  [ -z "$unknown" ] || fail "no such tests: $unknown"
 }
 
 spin_manifest() {
@@ -84,7 +99,7 @@ operations_page_edits_what_kustomize_reads() (
   grep -F "kind: PodMonitor" rendered.yaml
 )
 
-# Checks the dashboard and the alerts; with a file of what a server's /metrics returned, also that it has each metric.
+# By what /metrics of the image returned: see `metrics_are_read`.
 dashboard_uses_metrics_that_exist() {
-  .ci/monitoring "$1"
+  .ci/monitoring "$STATE/metrics"
 }

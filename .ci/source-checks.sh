@@ -70,6 +70,10 @@ examples() {
   EXAMPLES_HOST=wasmtime cargo test --package server --test examples
 }
 
+build_fuzzer() {
+  cargo fuzz build --sanitizer none connection
+}
+
 # Fuzzing from the corpus, for so many seconds; what it finds stays out of the repository.
 fuzz() {
   local directory

@@ -1,5 +1,7 @@
 //! What the limits hold at their defaults, on one core and in 512 MB: with guests that take all that they get, and with as
 //! many clients as may come. In a container with the limits of `compose.yaml`, `SERVER` says so.
+//!
+//! Tests that load the machine or measure it run one at a time, by `alone`; those that only wait run beside them.
 
 mod harness;
 
@@ -130,7 +132,6 @@ fn what_the_host_holds_for_guests_is_bounded() {
 
 #[test]
 fn lawful_request_ends_in_a_drain() {
-    let _alone = alone();
     let mut server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/4s").expect("sent");
@@ -146,7 +147,6 @@ fn lawful_request_ends_in_a_drain() {
 
 #[test]
 fn event_stream_that_says_something_in_time_has_no_end() {
-    let _alone = alone();
     let server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
     let begun = Instant::now();
@@ -158,7 +158,6 @@ fn event_stream_that_says_something_in_time_has_no_end() {
 /// A client that sends or takes at least 1 KiB in each timeout, for longer than a guest may take.
 #[test]
 fn steady_client_may_take_longer_than_a_guest() {
-    let _alone = alone();
     let server = Server::on_one_core(RAW);
     const PIECES: usize = 30;
     let piece = vec![b'x'; 8 << 10];
@@ -209,7 +208,6 @@ fn steady_client_may_take_longer_than_a_guest() {
 /// A client that sends or takes less than 1 KiB in each timeout, though never nothing.
 #[test]
 fn dripping_client_is_cut() {
-    let _alone = alone();
     let server = Server::on_one_core(RAW);
     let head =
         |length| format!("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
@@ -234,7 +232,6 @@ fn dripping_client_is_cut() {
 /// Clients that take less than 1 KiB in each `WRITE_TIMEOUT`, or nothing of one of several responses.
 #[test]
 fn client_that_does_not_take_its_response_is_cut() {
-    let _alone = alone();
     let server = Server::on_one_core(RAW);
     let address = server.address;
     let begun = Instant::now();

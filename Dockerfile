@@ -75,15 +75,25 @@ RUN wasi-essentials compile /component.wasm \
     && touch --date 1980-01-01T00:00Z /component.cwasm
 
 # The same program for the target.
-FROM compiler AS target-compiler
+FROM server-toolchain AS target-compiler-dependencies
 ARG ARM64_COMPILER
 ARG BUILDARCH
 ARG TARGETARCH
+ENV PROGRAM=compiler ARCH=${TARGETARCH}
 RUN test "$TARGETARCH" = "$BUILDARCH" \
     || { apt-get update \
         && apt-get install -y --no-install-recommends $ARM64_COMPILER \
-        && ARCH=$TARGETARCH server/release --bin wasi-essentials \
-        && install target/aarch64-unknown-linux-musl/release/wasi-essentials /usr/local/bin/; }
+        && server/release --bin wasi-essentials; }
+
+FROM target-compiler-dependencies AS target-compiler
+ARG BUILDARCH
+ARG TARGETARCH
+COPY server server
+COPY --from=compiler /usr/local/bin/wasi-essentials /usr/local/bin/
+RUN test "$TARGETARCH" = "$BUILDARCH" \
+    || { find server -name '*.rs' -exec touch {} + \
+        && server/release --bin wasi-essentials \
+        && install target/*-musl/release/wasi-essentials /usr/local/bin/; }
 RUN touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
 
 FROM scratch AS compile

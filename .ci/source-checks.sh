@@ -62,7 +62,7 @@ spin_manifest() {
   rm -f "$source"
   $command && test -s "$source" || fail "the build command leaves no $source" || return
   grep -q 'wasi:http/handler@0.3' "$source" || fail "$source does not export WASI 0.3's handler" || return
-  # Spin takes only what its manifest schema knows; this is what would grant rights.
+  # Spin takes only what its manifest schema knows; this is what would grant more.
   grep -x 'allowed_outbound_hosts = \[\]' spin.toml
 }
 

@@ -45,11 +45,11 @@ list_tests() {
       sub(/: test$/, "") { print file "::" $0 }'
 }
 
-# Each test that the README names is one.
+# Each test that the README and the pages name is one.
 readme_names_tests() {
   local names unknown
-  names=$(grep -oE '`[a-z]+::[a-z_0-9]+`' README.md | tr -d '`' | sort -u)
-  [ -n "$names" ] || fail "the README names no tests" || return
+  names=$(grep -ohE '`[a-z]+::[a-z_0-9]+`' README.md docs/*.md | tr -d '`' | sort -u)
+  [ -n "$names" ] || fail "the pages name no tests" || return
   echo "$names"
   unknown=$(comm -23 <(echo "$names") <(list_tests | sort -u))
   [ -z "$unknown" ] || fail "no such tests: $unknown"

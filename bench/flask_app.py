@@ -1,6 +1,6 @@
-"""The sibling: the same two routes in Flask 2.3.3."""
+"""The sibling: the same two routes in Flask 2.3.3, and those of the other workloads."""
 
-from flask import Flask
+from flask import Flask, jsonify, request
 
 app = Flask(__name__)
 
@@ -13,3 +13,13 @@ def hello():
 @app.get("/health")
 def health():
     return "OK"
+
+
+@app.post("/echo")
+def echo():
+    return jsonify(request.get_json())
+
+
+@app.get("/large")
+def large():
+    return "x" * (1 << 20)

@@ -1,0 +1,120 @@
+"""The peers: other servers of the same component, and of the same service without one."""
+
+import functools
+import os
+import platform
+import re
+import subprocess
+import sys
+
+from process import ROOT, Missing, Server, on_path, say
+
+HERE = ROOT / "bench"
+KEPT = ROOT / "target" / "bench"  # Where the builds leave what is measured.
+# As much as ours keeps, or more.
+RESIDENT = "pooling-memory-keep-resident=262144,pooling-table-keep-resident=65536,pooling-async-stack-keep-resident=65536"
+FRESH = ("--max-instance-reuse-count", "1")
+REUSED = ("--max-instance-reuse-count", "10000")
+
+
+def wasmtime(name, wasm, is_resident=False, options=()):
+    """`wasmtime serve`. With `is_resident`, tuned as its manual advises for fast instantiation: compiled ahead of time,
+    the pooling allocator, and memory that stays resident."""
+    path = on_path("wasmtime")
+    file, tuning = wasm, []
+    if is_resident:
+        file = compiled_by_wasmtime(path, wasm)
+        tuning = ["--allow-precompiled", "-O", f"pooling-allocator=y,{RESIDENT}"]
+    command = [path, "serve", "-Scli", *tuning, *options, "--addr", "127.0.0.1:$PORT", str(file)]
+    return Server(name, command, binary=path)
+
+
+def code_name(wasm):
+    """The name of a component's machine code: for the service, that of its entry point."""
+    if wasm.stem != "wasi_essentials":
+        return wasm.stem
+    return "spin" if "spin" in wasm.parts else "wasi"
+
+
+@functools.cache
+def compiled_by_wasmtime(path, wasm):
+    KEPT.mkdir(parents=True, exist_ok=True)
+    output = KEPT / f"wasmtime-{code_name(wasm)}.cwasm"
+    command = [path, "compile", str(wasm), "-o", str(output)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Missing(f"`wasmtime compile` fails: {(done.stderr.strip().splitlines() or ['no output'])[0]}")
+    return output
+
+
+def spin(name, options=()):
+    path = on_path("spin")
+    spin_build(path)
+    return Server(name, [path, "up", "--quiet", *options, "--listen", "127.0.0.1:$PORT"], binary=path)
+
+
+@functools.cache
+def spin_build(path):
+    if subprocess.run([path, "build"], check=False, cwd=ROOT).returncode != 0:
+        raise Missing("`spin build` fails")
+
+
+def node(name, is_cluster=False):
+    env = {"PORT": "$PORT", "WORKERS": str(os.cpu_count() if is_cluster else 0), "NODE_ENV": "production"}
+    return Server(name, [on_path("node"), str(HERE / "node.mjs")], env)
+
+
+@functools.cache
+def python():
+    """A virtual environment with Flask and gunicorn; returns its directory of commands."""
+    directory = KEPT / "python"
+    if not (directory / "bin" / "gunicorn").exists():
+        say("installing Flask and gunicorn")
+        install = [directory / "bin" / "pip", "install", "--quiet", "flask==2.3.3", "gunicorn==23.0.0"]
+        for command in ([sys.executable, "-m", "venv", directory], install):
+            if subprocess.run(command, check=False).returncode != 0:
+                raise Missing("Flask and gunicorn cannot be installed from PyPI")
+    return directory / "bin"
+
+
+NO_CACHE = {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def flask(name):
+    app = ["--app", str(HERE / "flask_app.py"), "run", "--port", "$PORT"]
+    return Server(name, [str(python() / "flask"), *app], NO_CACHE)
+
+
+def gunicorn(name):
+    """With as many workers as its manual recommends."""
+    workers = str(2 * os.cpu_count() + 1)
+    app = ["--chdir", str(HERE), "--workers", workers, "--bind", "127.0.0.1:$PORT", "flask_app:app"]
+    return Server(name, [str(python() / "gunicorn"), *app], NO_CACHE)
+
+
+def versions():
+    """The version of each part that is here, by name."""
+    lock = (ROOT / "Cargo.lock").read_text()
+    locked = {name: re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in ("server", "wasmtime", "hyper")}
+    known = {
+        "ours": f"{locked['server']} on Wasmtime {locked['wasmtime']}, commit {output_of('git', 'rev-parse', '--short', 'HEAD')}",
+        "hyper": locked["hyper"],
+        "wasmtime serve": output_of("wasmtime", "--version"),
+        "spin up": output_of("spin", "--version"),
+        "Node.js": output_of("node", "--version"),
+        "Flask and gunicorn": output_of(str(KEPT / "python" / "bin" / "pip"), "list", "--format", "freeze"),
+        "wrk": output_of("wrk", "--version"),
+    }
+    packages = re.findall(r"^(?:Flask|gunicorn|Werkzeug)==.*$", known["Flask and gunicorn"] or "", re.MULTILINE | re.IGNORECASE)
+    known["Flask and gunicorn"] = f"{', '.join(packages)}, Python {platform.python_version()}" if packages else None
+    return {name: value for name, value in known.items() if value}
+
+
+def output_of(*command):
+    """The output of a command, in which a version is; empty where there is no such command."""
+    try:
+        done = subprocess.run(command, check=False, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError:
+        return ""
+    output = done.stdout.strip()
+    return output if command[-1] == "freeze" else output.split("\n")[0].removesuffix(" Copyright (C) 2012 Will Glozer")

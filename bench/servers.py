@@ -1,0 +1,192 @@
+"""The workloads with their servers, and the builds of those that are ours."""
+
+import dataclasses
+import functools
+import json
+import platform
+import shutil
+import subprocess
+import sys
+
+from peers import FRESH, KEPT, REUSED, code_name, flask, gunicorn, node, spin, wasmtime
+from process import ROOT, Missing, Request, Server, on_path, say
+
+TARGET = f"{platform.machine()}-unknown-linux-musl"
+LIMIT = "native hyper"
+ITEMS = [{"id": n, "name": f"item {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(14)]
+JSON = json.dumps({"items": ITEMS, "note": ""}).encode()
+JSON = JSON.replace(b'"note": ""', b'"note": "%s"' % (b"x" * (1024 - len(JSON))))  # 1 KiB.
+EVENTS = {"MAX_REQUESTS": "1010", "GUEST_MEMORY_TOTAL": "1GiB"}  # A sandbox for each client.
+
+
+@dataclasses.dataclass
+class Workload:
+    """A request, and the servers that respond to it; ratios are to the first one."""
+
+    title: str
+    request: Request
+    servers: list[Server]
+
+
+def workload(key, missing):
+    """Builds a workload; a peer that is not there is added to `missing`, with the reason."""
+    return {"hello": hello, "json": json_echo, "large": large, "javascript": javascript, "events": events}[key](missing)
+
+
+def hello(missing):
+    wasi, spin_wasm = component("wasi"), component("spin")
+    peers = [
+        (wasmtime, "wasmtime serve", wasi),
+        (wasmtime, "wasmtime serve, resident", wasi, True),
+        (wasmtime, "wasmtime serve, resident, reused", wasi, True, REUSED),
+        (wasmtime, "wasmtime serve, WASI 0.3, resident", spin_wasm, True, FRESH),
+        (wasmtime, "wasmtime serve, WASI 0.3, resident, reused", spin_wasm, True),
+        (spin, "spin up, WASI 0.3, fresh", FRESH),
+        (spin, "spin up, WASI 0.3"),
+        (node, "Node.js, one process"),
+        (node, "Node.js, cluster", True),
+        (flask, "Flask, its own server"),
+        (gunicorn, "Flask, gunicorn"),
+    ]
+    return Workload("`GET /`, 18 bytes", Request(), our_hello() + found(peers, missing))
+
+
+def our_hello():
+    """Our server in each mode, with the component for each version of WASI, and the native twin."""
+    wasi, spin_wasm = component("wasi"), component("spin")
+    return [
+        native(),
+        ours("ours", wasi),
+        ours("ours, access log on", wasi, ACCESS_LOG="on"),
+        ours("ours, sandbox reused", wasi, **OUR_REUSED),
+        ours("ours, WASI 0.3", spin_wasm),
+        ours("ours, WASI 0.3, sandbox reused", spin_wasm, **OUR_REUSED),
+    ]
+
+
+def json_echo(missing):
+    request = Request("/echo", JSON, lambda body: json.loads(body) == json.loads(JSON))
+    return twins("`POST` of 1 KiB of JSON, parsed and sent back", request, example("echo"), missing)
+
+
+def large(missing):
+    request = Request("/large", is_expected=lambda body: len(body) == 1 << 20)
+    return twins("`GET /large`, 1 MiB", request, example("service"), missing)
+
+
+def twins(title, request, wasm, missing):
+    """A workload that a component of WASI 0.2 and every peer has."""
+    servers = [native(), ours("ours", wasm), ours("ours, sandbox reused", wasm, **OUR_REUSED)]
+    peers = [
+        (wasmtime, "wasmtime serve, resident", wasm, True),
+        (wasmtime, "wasmtime serve, resident, reused", wasm, True, REUSED),
+        (node, "Node.js, one process"),
+        (node, "Node.js, cluster", True),
+        (gunicorn, "Flask, gunicorn"),
+    ]
+    return Workload(title, request, servers + found(peers, missing))
+
+
+def javascript(missing):
+    request = Request("/", b'{"name": "Ferris"}', lambda body: json.loads(body) == {"greeting": "Hello, Ferris!"})
+    title = "`POST` of a name, JSON to JSON, in JavaScript"
+    node_rows = found([(node, "Node.js, one process"), (node, "Node.js, cluster", True)], missing)
+    try:
+        app, reusable = javascript_component("app", "build"), javascript_component("reusable", "build:reusable")
+    except Missing as reason:
+        missing["ours, JavaScript"] = str(reason)
+        return Workload(title, request, node_rows)
+    rows = [
+        ours("ours, JavaScript", app),
+        ours("ours, JavaScript, 16 MiB resident", app, GUEST_MEMORY_RESIDENT="16MiB"),
+        ours("ours, JavaScript, sandbox reused", reusable, **OUR_REUSED),
+    ]
+    return Workload(title, request, node_rows + rows)
+
+
+def events(missing):
+    wasm = example("stream")
+    peers = [(wasmtime, "wasmtime serve, resident", wasm, True), (node, "Node.js, one process")]
+    title = "Server-sent events to 1,000 clients, to each one in 250 ms"
+    return Workload(title, Request("/events"), [native(), ours("ours", wasm, **EVENTS), *found(peers, missing)])
+
+
+def found(peers, missing):
+    """The peers that are there. Each is a function and its arguments, the first of which is the name."""
+    servers = []
+    for make, name, *arguments in peers:
+        try:
+            servers.append(make(name, *arguments))
+        except Missing as reason:
+            missing[name] = str(reason)
+    return servers
+
+
+# --- Ours
+
+
+def build(command, cwd=ROOT):
+    say(f"building: {' '.join(map(str, command))}")
+    try:
+        subprocess.run(command, cwd=cwd, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: cannot build: {error}")
+
+
+@functools.cache
+def binary(path):
+    """The runtime or its native twin, as the image has it."""
+    build([ROOT / "server" / "release", "--bin", "wasi-essentials", "--example", "native"])
+    KEPT.mkdir(parents=True, exist_ok=True)
+    return shutil.copy(ROOT / "target" / TARGET / "image" / path, KEPT)
+
+
+WASM = ["cargo", "build", "--profile", "image", "--locked", "--target", "wasm32-wasip2"]
+
+
+@functools.cache
+def component(entry):
+    """Builds the component for an entry point, as the image has it; returns its path."""
+    target = "target" if entry == "wasi" else "target/spin"  # As spin.toml has it.
+    features = [] if entry == "wasi" else ["--target-dir", target, "--no-default-features", "--features", entry]
+    build([*WASM, *features])
+    return ROOT / target / "wasm32-wasip2" / "image" / "wasi_essentials.wasm"
+
+
+@functools.cache
+def example(name):
+    build([*WASM, "--example", name])
+    return ROOT / "target" / "wasm32-wasip2" / "image" / "examples" / f"{name}.wasm"
+
+
+def javascript_component(name, script):
+    """Builds a component by the steps of docs/any-component.md, unless it is newer than its source."""
+    directory = ROOT / "examples" / "javascript"
+    source, wasm = directory / f"{name}.js", directory / f"{name}.wasm"
+    if not wasm.exists() or wasm.stat().st_mtime < source.stat().st_mtime:
+        npm = on_path("npm")
+        for command in ([npm, "install", "--silent"], [npm, "run", "--silent", script]):
+            say(f"building: {' '.join(command)}")
+            if subprocess.run(command, check=False, cwd=directory).returncode != 0:
+                raise Missing(f"`npm {' '.join(command[1:])}` fails")
+    return wasm
+
+
+@functools.cache
+def machine_code(wasm):
+    output = KEPT / f"{code_name(wasm)}.cwasm"
+    build(["cargo", "run", "--release", "--locked", "--package", "server", "--", "compile", wasm, "-o", output])
+    return output
+
+
+OUR_REUSED = {"REQUESTS_PER_SANDBOX": "10000"}
+
+
+def native():
+    return Server(LIMIT, [str(binary("examples/native")), "127.0.0.1:$PORT"], binary=binary("examples/native"))
+
+
+def ours(name, wasm, **settings):
+    runtime = binary("wasi-essentials")
+    command = [str(runtime), str(machine_code(wasm)), "--listen", "127.0.0.1:$PORT"]
+    return Server(name, command, {"ACCESS_LOG": "off"} | settings, runtime)

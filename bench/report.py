@@ -57,7 +57,7 @@ def ratio(head, name):
 
 
 def milliseconds(value):
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def megabytes(size):
@@ -88,8 +88,8 @@ SHORT_COLUMNS = (
     figure("idle memory", "idle_bytes", megabytes),
 )
 HELLO_COLUMNS = (
-    NAME, REQUESTS, ratio("to native", "throughput_ratio"), *LATENCY, CPU, START, ratio("to native", "start_ratio"),
-    IDLE, LOADED, figure("binary", "binary_bytes", megabytes),
+    NAME, REQUESTS, ratio("to native", "throughput_ratio"), *LATENCY, CPU, START,
+    figure("to native", "start_ratio", "{:,.1f}".format), IDLE, LOADED, figure("binary", "binary_bytes", megabytes),
 )  # fmt: skip
 EVENT_COLUMNS = (
     NAME,

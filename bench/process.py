@@ -114,24 +114,33 @@ def stop(process):
 def family(process):
     """The directories in /proc of a process and its children."""
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = stat.read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if str(process.pid) in (stat.parent.name, parent):
+        fields = after_name(stat)
+        if str(process.pid) in (stat.parent.name, *fields[1:2]):
             yield stat.parent
+
+
+def after_name(stat):
+    """The fields of /proc/PID/stat from the third on; none if the process is gone."""
+    return read(stat).rpartition(")")[2].split()
+
+
+def read(file):
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def memory(process):
     """Resident bytes of a process and its children; a page that several share counts once."""
-    sizes = (re.search(r"^Pss: +(\d+) kB", (pid / "smaps_rollup").read_text(), re.MULTILINE) for pid in family(process))
+    sizes = (re.search(r"^Pss: +(\d+) kB", read(pid / "smaps_rollup"), re.MULTILINE) for pid in family(process))
     return sum(int(size[1]) * 1024 for size in sizes if size)
 
 
 def cpu_seconds(process):
     """CPU time that a process and its children have taken, in user space and in the kernel."""
-    stats = ((pid / "stat").read_text().rpartition(")")[2].split() for pid in family(process))
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    stats = (after_name(pid / "stat") for pid in family(process))
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats if stat) / os.sysconf("SC_CLK_TCK")
 
 
 def on_path(command):

@@ -16,7 +16,9 @@ LIMIT = "native hyper"
 ITEMS = [{"id": n, "name": f"item {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(14)]
 JSON = json.dumps({"items": ITEMS, "note": ""}).encode()
 JSON = JSON.replace(b'"note": ""', b'"note": "%s"' % (b"x" * (1024 - len(JSON))))  # 1 KiB.
-EVENTS = {"MAX_REQUESTS": "1010", "GUEST_MEMORY_TOTAL": "1GiB"}  # A sandbox for each client.
+# A sandbox or an instance for each client.
+EVENTS = {"MAX_REQUESTS": "1010", "GUEST_MEMORY_TOTAL": "1GiB"}
+EVENTS_WASMTIME = {"component-instances": 1010, "core-instances": 10_100, "memories": 1010, "tables": 10_100, "stacks": 1010}
 
 
 @dataclasses.dataclass
@@ -106,7 +108,8 @@ def javascript(missing):
 
 def events(missing):
     wasm = example("stream")
-    peers = [(wasmtime, "wasmtime serve, resident", wasm, True), (node, "Node.js, one process")]
+    room = ("-O", ",".join(f"pooling-total-{part}={count}" for part, count in EVENTS_WASMTIME.items()))
+    peers = [(wasmtime, "wasmtime serve, resident", wasm, True, room), (node, "Node.js, one process")]
     title = "Server-sent events to 1,000 clients, to each one in 250 ms"
     return Workload(title, Request("/events"), [native(), ours("ours", wasm, **EVENTS), *found(peers, missing)])
 

@@ -95,26 +95,26 @@ def gunicorn(name):
 def versions():
     """The version of each part that is here, by name."""
     lock = (ROOT / "Cargo.lock").read_text()
-    locked = {name: re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in ("server", "wasmtime", "hyper")}
-    known = {
-        "ours": f"{locked['server']} on Wasmtime {locked['wasmtime']}, commit {output_of('git', 'rev-parse', '--short', 'HEAD')}",
-        "hyper": locked["hyper"],
+    ours, wasmtime, hyper = (re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in ("server", "wasmtime", "hyper"))
+    packages = output_of(KEPT / "python" / "bin" / "pip", "list", "--format", "freeze").splitlines()
+    packages = [package for package in packages if package.lower().startswith(("flask=", "gunicorn=", "werkzeug="))]
+    versions = {
+        "ours": f"{ours} on Wasmtime {wasmtime}, commit {output_of('git', 'rev-parse', '--short', 'HEAD')}",
+        "hyper": hyper,
         "wasmtime serve": output_of("wasmtime", "--version"),
         "spin up": output_of("spin", "--version"),
         "Node.js": output_of("node", "--version"),
-        "Flask and gunicorn": output_of(str(KEPT / "python" / "bin" / "pip"), "list", "--format", "freeze"),
-        "wrk": output_of("wrk", "--version"),
+        "Flask and gunicorn": ", ".join([*packages, f"Python {platform.python_version()}"]) if packages else "",
+        "Docker": output_of("docker", "version", "--format", "{{.Server.Version}}"),
+        "wrk": output_of("wrk", "--version").partition(" Copyright")[0],
     }
-    packages = re.findall(r"^(?:Flask|gunicorn|Werkzeug)==.*$", known["Flask and gunicorn"] or "", re.MULTILINE | re.IGNORECASE)
-    known["Flask and gunicorn"] = f"{', '.join(packages)}, Python {platform.python_version()}" if packages else None
-    return {name: value for name, value in known.items() if value}
+    return {name: version for name, version in versions.items() if version}
 
 
 def output_of(*command):
-    """The output of a command, in which a version is; empty where there is no such command."""
+    """What a command prints; nothing if it is not here."""
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except OSError:
         return ""
-    output = done.stdout.strip()
-    return output if command[-1] == "freeze" else output.split("\n")[0].removesuffix(" Copyright (C) 2012 Will Glozer")
+    return done.stdout.strip()

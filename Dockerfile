@@ -18,9 +18,8 @@ ARG ARM64_COMPILER="gcc-aarch64-linux-gnu=4:12.2.0-3 gcc-12-aarch64-linux-gnu=12
 # checkov:skip=CKV_DOCKER_7:The version is in RUST_IMAGE, which checkov does not look up.
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
-COPY server/release server/
+COPY server/linker server/release server/
 RUN server/release
-ENV PATH=/tmp/cargo-auditable/bin:$PATH
 
 # What Cargo knows dependencies by. They take minutes and change seldom: the stages below compile them with
 # empty sources first. The sources are touched then, as Cargo goes by the time of a file.
@@ -34,13 +33,13 @@ RUN mkdir -p src server/src \
 
 # The component: one file for all architectures, with a list of what it is made of.
 FROM manifests AS component-build
-# Wherever the dependencies are, the same sources are to give the same bits.
-ENV RUSTFLAGS="--remap-path-prefix=/usr/local/cargo=/cargo"
-RUN cargo auditable build --profile image --locked --target wasm32-wasip2
+ENV PROGRAM=component
+RUN server/release
+RUN server/release --lib
 COPY build.rs ./
 COPY src src
 RUN touch build.rs src/*.rs \
-    && cargo auditable build --profile image --locked --target wasm32-wasip2
+    && server/release --lib
 
 FROM scratch AS component
 COPY --from=component-build /build/target/wasm32-wasip2/image/wasi_essentials.wasm /component.wasm

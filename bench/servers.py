@@ -11,6 +11,8 @@ import sys
 from peers import FRESH, KEPT, REUSED, code_name, flask, gunicorn, node, spin, wasmtime
 from process import ROOT, Missing, Request, Server, on_path, say
 
+RELEASE = ROOT / "server" / "release"
+WASM = ["env", "PROGRAM=component", RELEASE]
 TARGET = f"{platform.machine()}-unknown-linux-musl"
 LIMIT = "native hyper"
 ITEMS = [{"id": n, "name": f"item {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(14)]
@@ -139,12 +141,20 @@ def build(command, cwd=ROOT):
 @functools.cache
 def binary(path):
     """The runtime or its native twin, as the image has it."""
-    build([ROOT / "server" / "release", "--bin", "wasi-essentials", "--example", "native"])
+    build([RELEASE, "--bin", "wasi-essentials", "--example", "native"])
     KEPT.mkdir(parents=True, exist_ok=True)
-    return shutil.copy(ROOT / "target" / TARGET / "image" / path, KEPT)
+    built = ROOT / "target" / TARGET / "image"
+    shutil.copy(symbols(built / "wasi-essentials"), KEPT / "wasi-essentials.symbols")
+    return shutil.copy(built / path, KEPT)
 
 
-WASM = ["cargo", "build", "--profile", "image", "--locked", "--target", "wasm32-wasip2"]
+def symbols(program):
+    """The program with symbols, for bench/instructions: server/linker leaves it beside the file that Cargo links."""
+    for twin in (program.parent / "deps").glob("*.symbols"):
+        linked = twin.with_suffix("")
+        if linked.exists() and linked.samefile(program):
+            return twin
+    sys.exit(f"error: no symbols of {program}: build it by server/release")
 
 
 @functools.cache
@@ -152,7 +162,7 @@ def component(entry):
     """Builds the component for an entry point, as the image has it; returns its path."""
     target = "target" if entry == "wasi" else "target/spin"  # As spin.toml has it.
     features = [] if entry == "wasi" else ["--target-dir", target, "--no-default-features", "--features", entry]
-    build([*WASM, *features])
+    build([*WASM, "--lib", *features])
     return ROOT / target / "wasm32-wasip2" / "image" / "wasi_essentials.wasm"
 
 

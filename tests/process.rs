@@ -347,8 +347,8 @@ fn an_address_space_of_39_bits_is_enough() {
 fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
     for (address_space, asked) in [
         (ADDRESS_SPACE_OF_39_BITS, "4096"),
-        (16 << 30, "64"),
-        (2 << 30, "2"),
+        (64 << 30, "64"),
+        (10 << 30, "4"),
     ] {
         let mut command = limited(address_space);
         command.args(["--listen", "127.0.0.1:0"]);
@@ -359,7 +359,7 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let rest = format!(
             "error: MAX_REQUESTS={asked}: the address space that this process may have does not hold as many guests, \
-             each with 1 GiB; "
+             each with 4 GiB; "
         );
         let fit = stderr
             .strip_prefix(&rest)
@@ -367,7 +367,7 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
         let fit: u64 = fit.and_then(|fit| fit.parse().ok()).expect(&stderr);
         assert_eq!(output.status.code(), Some(1));
         // Stacks of 2 MiB for each guest and what else the process needs take few of the GiB.
-        let most = address_space >> 30;
+        let most = address_space >> 32;
         assert!(fit < most && fit >= most - most / 64 - 1, "{fit} of {most}");
         // The advice holds, in a server that serves as many requests at a time.
         let server = Server::spawn(
@@ -385,7 +385,7 @@ fn address_space_for_no_guest_ends_it() {
     let output = output.expect("it runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     let line = "error: MAX_REQUESTS=64: the address space that this process may have does not hold as many guests, \
-                each with 1 GiB; none fits: ";
+                each with 4 GiB; none fits: ";
     assert!(
         stderr.starts_with(line) && stderr.lines().count() == 1,
         "{stderr}"

@@ -348,7 +348,7 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
     for (address_space, asked) in [
         (ADDRESS_SPACE_OF_39_BITS, "4096"),
         (64 << 30, "64"),
-        (10 << 30, "4"),
+        (8 << 30, "2"),
     ] {
         let mut command = limited(address_space);
         command.args(["--listen", "127.0.0.1:0"]);

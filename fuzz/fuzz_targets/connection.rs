@@ -12,7 +12,7 @@
 use libfuzzer_sys::fuzz_target;
 use server::component::Component;
 use server::config::Config;
-use server::listener::Server;
+use server::listener::{self, Server};
 use server::log::{Format, Log};
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
@@ -33,15 +33,18 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let log = Log::start(Format::Text, CheckedLog::default()).expect("a thread");
     let path = env::var_os("COMPONENT").expect("COMPONENT names the service's .cwasm");
     let component = Component::open(path.as_ref()).expect("a component");
-    let server = Server::bind(&component, config, &log).expect("a server");
+    let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
+    let workers = listener::start_workers(&config, || ()).expect("threads");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
         let (_never, stop) = mpsc::channel(1);
-        runtime.block_on(server.run(stop)).expect("it serves");
+        runtime
+            .block_on(server.run(workers, stop))
+            .expect("it serves");
     });
     address
 });

@@ -24,7 +24,7 @@ import sys
 import tempfile
 
 FEW, MANY = 200, 1200  # Requests; the first ones warm the server up.
-# Valgrind gives a process 64 GiB of address space, of which each sandbox takes one.
+# Valgrind gives a process 64 GiB of address space, of which each sandbox takes four.
 SETTINGS = {"ACCESS_LOG": "off", "MAX_REQUESTS": "8"}
 CPU = min(os.sched_getaffinity(0))
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: identity\r\n\r\n"
@@ -103,7 +103,7 @@ def count(program, env):
             with Server(["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"], program, env) as server:
                 server.get(requests)
             runs.append(read(out))
-    return Profile(*(per_request(*counters) for counters in zip(*runs)))
+    return Profile(*(per_request(*counters) for counters in zip(*runs, strict=True)))
 
 
 def per_request(less, more):

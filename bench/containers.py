@@ -17,7 +17,8 @@ def present(images, missing):
     found = {}
     for name, image in images.items():
         try:
-            if subprocess.run([on_path("docker"), "image", "inspect", image], check=False, capture_output=True).returncode != 0:
+            inspect = [on_path("docker"), "image", "inspect", image]
+            if subprocess.run(inspect, check=False, capture_output=True).returncode != 0:
                 raise Missing(f"no image `{image}` here; `--image {name}=REFERENCE` names another")
             found[name] = image
         except Missing as reason:

@@ -95,7 +95,8 @@ def gunicorn(name):
 def versions():
     """The version of each part that is here, by name."""
     lock = (ROOT / "Cargo.lock").read_text()
-    ours, wasmtime, hyper = (re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in ("server", "wasmtime", "hyper"))
+    names = ("server", "wasmtime", "hyper")
+    ours, wasmtime, hyper = (re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in names)
     packages = output_of(KEPT / "python" / "bin" / "pip", "list", "--format", "freeze").splitlines()
     packages = [package for package in packages if package.lower().startswith(("flask=", "gunicorn=", "werkzeug="))]
     versions = {

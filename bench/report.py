@@ -31,7 +31,7 @@ def summarize(servers, rounds):
         row = {"server": server.name} | medians(mine)
         for figure, ratio in RATIOS.items():
             if figure in mine[0]:
-                row |= spread(f"{ratio}_ratio", [one[figure] / best[figure] for one, best in zip(mine, limit)])
+                row |= spread(f"{ratio}_ratio", [one[figure] / best[figure] for one, best in zip(mine, limit, strict=True)])
         row["binary_bytes"] = os.path.getsize(server.binary) if server.binary else None
         results.append(row)
     return results
@@ -197,5 +197,6 @@ def record(report, results):
     (ROOT / "bench" / "chart.svg").write_text(chart(report))
     for name, text in (("README.md", short(report)), ("docs/benchmarks.md", page(report))):
         file = ROOT / name
-        section = lambda marks, text=text: f"{marks[1]}\n{text}\n\n{marks[2]}"
-        file.write_text(re.sub(RECORD, section, file.read_text(), flags=re.DOTALL))
+        whole = file.read_text()
+        marks = re.search(RECORD, whole, re.DOTALL)
+        file.write_text(f"{whole[: marks.end(1)]}\n{text}\n\n{whole[marks.start(2) :]}")

@@ -19,7 +19,7 @@ ARG ARM64_COMPILER="gcc-aarch64-linux-gnu=4:12.2.0-3 gcc-12-aarch64-linux-gnu=12
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
 COPY server/linker server/release server/
-RUN server/release
+RUN server/release && PROGRAM=component server/release
 
 # What Cargo knows dependencies by. They take minutes and change seldom: the stages below compile them with
 # empty sources first. The sources are touched then, as Cargo goes by the time of a file.
@@ -34,7 +34,6 @@ RUN mkdir -p src server/src \
 # The component: one file for all architectures, with a list of what it is made of.
 FROM manifests AS component-build
 ENV PROGRAM=component
-RUN server/release
 RUN server/release --lib
 COPY build.rs ./
 COPY src src

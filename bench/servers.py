@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -144,8 +145,15 @@ def binary(path):
     build([RELEASE, "--bin", "wasi-essentials", "--example", "native"])
     KEPT.mkdir(parents=True, exist_ok=True)
     built = ROOT / "target" / TARGET / "image"
-    shutil.copy(symbols(built / "wasi-essentials"), KEPT / "wasi-essentials.symbols")
-    return shutil.copy(built / path, KEPT)
+    keep(symbols(built / "wasi-essentials"), "wasi-essentials.symbols")
+    return keep(built / path, pathlib.Path(path).name)
+
+
+def keep(program, name):
+    """Copies a program to where no build replaces it; an earlier copy may still be running."""
+    kept = KEPT / name
+    kept.unlink(missing_ok=True)
+    return shutil.copy(program, kept)
 
 
 def symbols(program):

@@ -10,6 +10,7 @@ use crate::container;
 use crate::listener::{self, Server};
 use crate::log::{Level, Log, printable};
 use crate::probe;
+use crate::worker::Idle;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::env;
 use std::ffi::OsString;
@@ -246,7 +247,7 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
                 let _ = sender.send(server);
             }
         };
-        let workers = listener::start_workers(&config, load).map_err(no)?;
+        let workers = listener::start_workers(&config, load)?;
         let (description, server) = tokio::select! {
             biased;
             reason = stop.recv() => {
@@ -257,7 +258,14 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
                 );
                 return Ok(());
             }
-            loaded = loaded => loaded.map_err(|error| no(io::Error::other(error)))??,
+            loaded = loaded => match loaded {
+                Ok(loaded) => loaded?,
+                // The worker that was to load has not started.
+                Err(ended) => {
+                    let reason = workers.into_iter().find_map(Idle::error);
+                    return Err(no(reason.unwrap_or_else(|| io::Error::other(ended))));
+                }
+            },
         };
         let address = server.address().map_err(no)?;
         let management = match server.management_address() {

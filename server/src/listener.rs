@@ -153,8 +153,19 @@ impl Server {
         mut stop: mpsc::Receiver<String>,
     ) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
-        let files = divide_files(&self.config, workers.len(), &self.log)?;
+        let files = divide_files(&self.config, workers.len())?;
         let all = files.connections;
+        let most = self.config.max_connections;
+        if all < most {
+            let limit = files.limit;
+            self.log.event(
+                Level::Warn,
+                format_args!(
+                    "the limit of {limit} file descriptors leaves room for {all} connections, not for \
+                     MAX_CONNECTIONS={most}"
+                ),
+            );
+        }
         let (close_idle, closing) = watch::channel(false);
         let serve =
             |worker: Idle| worker.serve(self.service.clone(), &self.config, closing.clone());
@@ -296,17 +307,21 @@ fn counted(number: usize, noun: &str) -> String {
 /// component while the others start, and its caller can receive signals meanwhile.
 ///
 /// # Errors
-/// When the system denies a thread.
+/// One line, when the system denies a thread, or allows too few file descriptors to serve at all.
 pub fn start_workers(
     config: &Config,
     load: impl FnOnce() + Send + 'static,
-) -> io::Result<Vec<Idle>> {
+) -> Result<Vec<Idle>, String> {
     raise_file_limit();
-    let start = || Idle::start("worker", !config.outbound.allowed.is_empty());
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    divide_files(config, cores)?;
+    let start = || {
+        Idle::start("worker", !config.outbound.allowed.is_empty())
+            .map_err(|error| format!("cannot start: {error}"))
+    };
     let first = start()?;
     first.run(load);
     let mut workers = vec![first];
-    let cores = thread::available_parallelism().map_or(1, usize::from);
     for _ in 1..cores {
         workers.push(start()?);
     }
@@ -358,6 +373,7 @@ fn advice(error: &io::Error, setting: &str) -> String {
 
 /// What the file descriptors are for.
 struct Files {
+    limit: u64,
     /// Connections that may be open.
     connections: u32,
     /// Clients that can be told at a time that there is no room.
@@ -369,7 +385,7 @@ struct Files {
 ///
 /// # Errors
 /// One line, when they are too few to serve at all.
-fn divide_files(config: &Config, workers: usize, log: &Log) -> Result<Files, String> {
+fn divide_files(config: &Config, workers: usize) -> Result<Files, String> {
     let connections = u64::from(config.max_connections);
     let outbound = match config.outbound.allowed.as_slice() {
         [] => 0,
@@ -386,16 +402,8 @@ fn divide_files(config: &Config, workers: usize, log: &Log) -> Result<Files, Str
             own + outbound + 1
         ));
     }
-    if fit < connections {
-        log.event(
-            Level::Warn,
-            format_args!(
-                "the limit of {files} file descriptors leaves room for {fit} connections, not for \
-                 MAX_CONNECTIONS={connections}"
-            ),
-        );
-    }
     Ok(Files {
+        limit: files,
         connections: fit as u32,
         told: told.max(1) as usize,
     })

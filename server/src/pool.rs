@@ -21,7 +21,8 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
     engine(calls).map_err(|error| {
         let fits = |calls| {
             let mut spare = Vec::<u8>::new();
-            spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok() && engine(calls).is_ok()
+            spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok()
+                && engine(calls + calls / SPARE_PART).is_ok()
         };
         let (mut fit, mut too_many) = (0, calls);
         while fit + 1 < too_many {
@@ -47,6 +48,9 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
 /// Address space that the advice on `MAX_REQUESTS` leaves, in bytes: for the threads with their stacks, and what the
 /// allocator reserves for each.
 const SPARE_ADDRESS_SPACE: usize = 256 << 20;
+
+/// Slots for each one that the advice leaves: what is free in one piece varies with where the kernel puts the program.
+const SPARE_PART: u32 = 64;
 
 /// Elements that a table may grow to, if it does not start with more: Wasmtime's default.
 const TABLE_ELEMENTS: usize = 20_000;

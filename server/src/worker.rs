@@ -94,11 +94,16 @@ impl Idle {
                 .thread_keep_alive(RESOLVER_IDLE)
                 .thread_name("resolver")
                 .build();
+            let runtime = runtime.and_then(|runtime| {
+                if resolves_names {
+                    // The runtime panics if the system denies the first resolver a thread: this one returns an error.
+                    thread::Builder::new().spawn(|| ())?.join().ok();
+                    runtime.spawn_blocking(|| ());
+                }
+                Ok(runtime)
+            });
             match runtime {
                 Ok(runtime) => {
-                    if resolves_names {
-                        runtime.spawn_blocking(|| ());
-                    }
                     let _ = report.send(Ok(runtime.handle().clone()));
                     runtime.block_on(run);
                     // Without waiting for a look-up of a name.
@@ -118,6 +123,11 @@ impl Idle {
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         // A thread without a runtime reports that to `serve`.
         let _ = self.jobs.send(Box::new(job));
+    }
+
+    /// Returns why the thread has no runtime, if it has none.
+    pub fn error(self) -> Option<io::Error> {
+        self.started.recv().ok()?.err()
     }
 
     /// Gives the thread what it serves. When `closing` turns true, idle connections close.

@@ -49,7 +49,7 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
 /// allocator reserves for each.
 const SPARE_ADDRESS_SPACE: usize = 256 << 20;
 
-/// Slots for each one that the advice leaves: what is free in one piece varies with where the kernel puts the program.
+/// Of so many slots, the advice leaves one: how much is free in one piece varies with where the kernel puts the program.
 const SPARE_PART: u32 = 64;
 
 /// Elements that a table may grow to, if it does not start with more: Wasmtime's default.

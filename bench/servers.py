@@ -106,7 +106,9 @@ def javascript(missing):
         ours("ours, JavaScript, 16 MiB resident", app, GUEST_MEMORY_RESIDENT="16MiB"),
         ours("ours, JavaScript, sandbox reused", reusable, **OUR_REUSED),
     ]
-    return Workload(title, request, node_rows + rows)
+    # An instance of wasmtime serve is not reused here: the component that may be is another one.
+    peers = [(wasmtime, "wasmtime serve, resident", app, True)]
+    return Workload(title, request, node_rows + rows + found(peers, missing))
 
 
 def events(missing):

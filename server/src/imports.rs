@@ -297,7 +297,7 @@ impl HasData for Handles {
 }
 
 /// Every guest in Rust that has a hash map asks for this, and most for nothing else that takes a [`wasmtime_wasi::WasiCtx`],
-/// whose two generators cost 3,000 instructions.
+/// whose two generators cost 2,400 instructions.
 impl insecure_seed::Host for Host {
     /// Returns two hashes with the random keys that the thread's hash maps have.
     fn insecure_seed(&mut self) -> wasmtime::Result<(u64, u64)> {

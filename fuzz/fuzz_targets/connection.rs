@@ -10,10 +10,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use server::component::Component;
-use server::config::Config;
-use server::listener::{self, Server};
-use server::log::{Format, Log};
+use server::component::file::Component;
+use server::config::settings::Config;
+use server::listener::server::{self, Server};
+use server::telemetry::log::{Format, Log};
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -35,7 +35,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let component = Component::open(path.as_ref()).expect("a component");
     let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
-    let workers = listener::start_workers(&config, || ()).expect("threads");
+    let workers = server::start_workers(&config, || ()).expect("threads");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

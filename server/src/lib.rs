@@ -13,38 +13,73 @@
     unsafe_code
 )]
 
-mod budget;
-mod buffers;
-pub mod cli;
-mod clock;
-#[cfg(feature = "compile")]
-mod compile;
-pub mod component;
-pub mod config;
-mod container;
-mod engine;
-mod failure;
-mod forwarded;
-mod guest_log;
-mod host;
-mod http2;
-mod imports;
-pub mod listener;
-pub mod log;
-mod management;
-mod metrics;
-mod outbound;
-mod pace;
-mod pool;
-mod probe;
-mod request_body;
-mod response_body;
-mod sandbox;
-mod service;
-mod trace;
-mod transport;
-mod validate;
-mod worker;
+/// The way of the operator: commands and their arguments.
+pub mod cli {
+    pub mod commands;
+    pub(crate) mod healthcheck;
+}
+
+/// Settings, with defaults for the container that the server runs in.
+pub mod config {
+    pub(crate) mod container;
+    pub mod settings;
+}
+
+/// A component's file, from WebAssembly to machine code in memory.
+pub mod component {
+    #[cfg(feature = "compile")]
+    pub(crate) mod compile;
+    pub(crate) mod engine;
+    pub mod file;
+}
+
+/// The way of a request begins: accepts connections, and serves each on one thread.
+pub mod listener {
+    pub mod server;
+    pub(crate) mod worker;
+}
+
+/// Below HTTP: the bytes of a connection, with their deadlines and buffers.
+mod connection {
+    pub mod buffers;
+    pub mod http2;
+    pub mod pace;
+    pub mod transport;
+}
+
+/// From a request of HTTP to its response.
+mod request {
+    pub mod body;
+    pub mod management;
+    pub mod service;
+    pub mod validate;
+}
+
+/// The guest: an instance of the component, what it may use, and what it gives back.
+mod sandbox {
+    pub mod budget;
+    pub mod epoch;
+    pub mod error;
+    pub mod guest_log;
+    pub mod handler;
+    pub mod host;
+    pub mod linker;
+    pub mod pool;
+    pub mod response;
+}
+
+/// Requests of guests to other services.
+mod outbound {
+    pub mod client;
+}
+
+/// What operators see of it all: log, metrics and traces.
+pub mod telemetry {
+    pub mod client;
+    pub mod log;
+    pub mod metrics;
+    pub mod trace;
+}
 
 #[cfg(target_env = "musl")]
 #[global_allocator]

@@ -1,7 +1,7 @@
-//! The program: see `server::cli`.
+//! The program: see `server::cli::commands`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    server::cli::main()
+    server::cli::commands::main()
 }

@@ -4,11 +4,11 @@
 //! starts. A body that is larger needs a permit for a transfer, of which there are half as many as sandboxes. So does one
 //! whose client pauses for [`PAUSE`]: it may wait for a response to what it has sent. Without a permit, that one waits.
 
-use crate::buffers::{Buffers, FREE_BYTES, Part};
-use crate::failure::Failure;
-use crate::pace::Pace;
-use crate::sandbox::Sandbox;
-use crate::transport::{Activity, Receiving};
+use crate::connection::buffers::{Buffers, FREE_BYTES, Part};
+use crate::connection::pace::Pace;
+use crate::connection::transport::{Activity, Receiving};
+use crate::sandbox::error::Failure;
+use crate::sandbox::handler::Sandbox;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};

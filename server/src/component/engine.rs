@@ -1,7 +1,7 @@
 //! The Wasmtime settings that machine code and runtime have to agree on: `compile` compiles with them, the sandbox
 //! loads with them. Wasmtime compares them when it loads a file.
 
-use crate::component::Wasi;
+use crate::component::file::Wasi;
 use wasmtime::Config;
 
 /// Address space that each linear memory reserves, in bytes: all that 32 bits can address. An access beyond the

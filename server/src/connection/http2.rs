@@ -4,7 +4,7 @@
 //! whole response. It has no timeout for half a head, nor for a client that opens no window. So what streams take, and how
 //! long they wait, can only be bounded where their frames pass.
 
-use crate::pace::STEADY_BYTES;
+use crate::connection::pace::STEADY_BYTES;
 use http::StatusCode;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,19 +2,20 @@
 //! as [`Limits::requests`] says.
 //!
 //! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
-//! makes room for other requests every [`TICK`](crate::clock::TICK).
+//! makes room for other requests every [`TICK`](crate::sandbox::epoch::TICK).
 
-use crate::budget::{Budget, OverBudget};
-use crate::buffers::Buffers;
-use crate::clock::Clock;
-use crate::component::{Component, Wasi};
-use crate::config::MemorySize;
-use crate::failure::Failure;
-use crate::host::{Host, Shared};
-use crate::request_body::Progress;
-use crate::response_body::{Begun, Call, Content};
-use crate::trace::Trace;
-use crate::{imports, pool};
+use crate::component::file::{Component, Wasi};
+use crate::config::settings::MemorySize;
+use crate::connection::buffers::Buffers;
+use crate::request::body::Progress;
+use crate::sandbox::budget::{Budget, OverBudget};
+use crate::sandbox::epoch::Clock;
+use crate::sandbox::error::Failure;
+use crate::sandbox::host::{Host, Shared};
+use crate::sandbox::linker as imports;
+use crate::sandbox::pool;
+use crate::sandbox::response::{Begun, Call, Content};
+use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::body::Body;

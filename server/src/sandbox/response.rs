@@ -4,10 +4,10 @@
 //! waiting for its client. With a larger one it waits, and needs a permit for a transfer (see [`crate::request_body`]).
 //! While it waits, its time stands still.
 
-use crate::buffers::FREE_BYTES;
-use crate::failure::Failure;
-use crate::sandbox::{CallState, Sandbox};
-use crate::trace::Trace;
+use crate::connection::buffers::FREE_BYTES;
+use crate::sandbox::error::Failure;
+use crate::sandbox::handler::{CallState, Sandbox};
+use crate::telemetry::trace::Trace;
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;

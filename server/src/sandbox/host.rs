@@ -1,15 +1,15 @@
 //! What a guest sees of its host: clocks, randomness, a log stream, and what it was granted of environment and outbound
 //! HTTP.
 
-use crate::budget::{
+use crate::outbound::client::{Outbound, Sending, Sent};
+use crate::sandbox::budget::{
     self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
     HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
 };
-use crate::guest_log::{GuestLog, Kind};
-use crate::log::Log;
-use crate::metrics::Metrics;
-use crate::outbound::{Outbound, Sending, Sent};
-use crate::sandbox::{CallState, Guest};
+use crate::sandbox::guest_log::{GuestLog, Kind};
+use crate::sandbox::handler::{CallState, Guest};
+use crate::telemetry::log::Log;
+use crate::telemetry::metrics::Metrics;
 use http::{HeaderName, Request};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;

@@ -8,8 +8,8 @@
 //! - A look-up of a name goes on when nobody waits for it any more, on a thread of the runtime, and the next ones queue up
 //!   behind it. So a name is looked up here first, and by the library only once it has resolved; both hold a permit.
 
-use crate::log::Log;
-use crate::metrics::{self, Metrics};
+use crate::telemetry::log::Log;
+use crate::telemetry::metrics::{self, Metrics};
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, StatusCode, Uri};

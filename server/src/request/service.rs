@@ -1,17 +1,17 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
-use crate::buffers::{Buffers, FREE_BYTES};
-use crate::failure::Failure;
-use crate::forwarded::{Client, TrustedProxies};
-use crate::log::{Access, Log};
-use crate::management::Health;
-use crate::metrics::Metrics;
-use crate::request_body::RequestBody;
-use crate::response_body::Content;
-use crate::sandbox::Sandbox;
-use crate::trace::Trace;
-use crate::transport::{Activity, Open};
-use crate::validate;
+use crate::connection::buffers::{Buffers, FREE_BYTES};
+use crate::connection::transport::{Activity, Open};
+use crate::request::body::RequestBody;
+use crate::request::management::Health;
+use crate::request::validate;
+use crate::sandbox::error::Failure;
+use crate::sandbox::handler::Sandbox;
+use crate::sandbox::response::Content;
+use crate::telemetry::client::{Client, TrustedProxies};
+use crate::telemetry::log::{Access, Log};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,

@@ -1,13 +1,13 @@
 //! The paths for operators: `/livez`, `/readyz`, `/metrics` and `/version`, on a listener and a thread of their own, and
 //! never a guest.
 
-use crate::component::{Description, VERSION};
-use crate::host::Shared;
-use crate::log::{Level, Log};
-use crate::metrics::{CONTENT_TYPE, Exposition};
-use crate::sandbox::Sandbox;
-use crate::service::{Page, Service};
-use crate::worker::{Connection, Worker};
+use crate::component::file::{Description, VERSION};
+use crate::listener::worker::{Connection, Worker};
+use crate::request::service::{Page, Service};
+use crate::sandbox::handler::Sandbox;
+use crate::sandbox::host::Shared;
+use crate::telemetry::log::{Level, Log};
+use crate::telemetry::metrics::{CONTENT_TYPE, Exposition};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use prometheus_client::registry::Unit;

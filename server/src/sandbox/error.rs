@@ -1,6 +1,6 @@
 //! Why a request gets no response from the guest, and which one it gets instead.
 
-use crate::log::Level;
+use crate::telemetry::log::Level;
 use http::StatusCode;
 use std::fmt;
 use wasmtime_wasi_http::Error;

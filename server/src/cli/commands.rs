@@ -1,16 +1,16 @@
 //! The command line: `serve`, the default, `compile` and `healthcheck`.
 
+use crate::cli::healthcheck as probe;
 #[cfg(feature = "compile")]
-use crate::compile;
+use crate::component::compile;
 #[cfg(feature = "compile")]
-use crate::component::ARCH;
-use crate::component::{Component, VERSION};
-use crate::config::{self, Config};
-use crate::container;
-use crate::listener::{self, Server};
-use crate::log::{Level, Log, printable};
-use crate::probe;
-use crate::worker::Idle;
+use crate::component::file::ARCH;
+use crate::component::file::{Component, VERSION};
+use crate::config::container;
+use crate::config::settings::{self as config, Config};
+use crate::listener::server::{self as listener, Server};
+use crate::listener::worker::Idle;
+use crate::telemetry::log::{Level, Log, printable};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::env;
 use std::ffi::OsString;

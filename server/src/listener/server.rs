@@ -1,19 +1,19 @@
 //! The listener: accepts connections, spreads them over the workers, turns away what is too much,
 //! and at the end drains.
 
-use crate::budget::Budget;
-use crate::buffers::Buffers;
-use crate::component::{Component, Description};
-use crate::config::Config;
-use crate::host::Shared;
-use crate::log::{Level, Log};
-use crate::management::{self, Health, Source};
-use crate::metrics::Metrics;
-use crate::outbound::Outbound;
-use crate::sandbox::{Limits, Sandbox};
-use crate::service::{Handler, Service};
-use crate::transport::{self, NO_ROOM};
-use crate::worker::{Connection, Idle, LINGER, Worker};
+use crate::component::file::{Component, Description};
+use crate::config::settings::Config;
+use crate::connection::buffers::Buffers;
+use crate::connection::transport::{self, NO_ROOM};
+use crate::listener::worker::{Connection, Idle, LINGER, Worker};
+use crate::outbound::client::Outbound;
+use crate::request::management::{self, Health, Source};
+use crate::request::service::{Handler, Service};
+use crate::sandbox::budget::Budget;
+use crate::sandbox::handler::{Limits, Sandbox};
+use crate::sandbox::host::Shared;
+use crate::telemetry::log::{Level, Log};
+use crate::telemetry::metrics::Metrics;
 use rustix::io::{Errno, dup};
 use rustix::net::listen;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -1,8 +1,8 @@
 //! The pool of sandboxes: an engine with slots of memory, tables and stacks for as many guests as may run.
 
-use crate::component::Description;
-use crate::engine;
-use crate::sandbox::Limits;
+use crate::component::engine;
+use crate::component::file::Description;
+use crate::sandbox::handler::Limits;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Makes an engine with a slot of memory for each guest.

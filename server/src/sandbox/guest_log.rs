@@ -1,7 +1,7 @@
 //! The guest's standard output and error: each line becomes a line of the log, with the id of the request.
 
-use crate::log::{Level, Log};
-use crate::trace::Trace;
+use crate::telemetry::log::{Level, Log};
+use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -10,10 +10,10 @@
 //! The trailer has what `serve` needs before there is an engine that could load the file: an engine's settings have to
 //! match those of the compilation. A program that has the compiler makes the same description of a `.wasm`.
 
-use crate::budget::TABLE_ELEMENT_BYTES;
 #[cfg(feature = "compile")]
-use crate::compile;
-use crate::config::MemorySize;
+use crate::component::compile;
+use crate::config::settings::MemorySize;
+use crate::sandbox::budget::TABLE_ELEMENT_BYTES;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! The configuration: read once at start-up from flags and the environment, never again.
 
-use crate::container;
-use crate::forwarded::{self, TrustedProxies};
-use crate::log::{Format, printable};
-use crate::outbound::{self, AllowedHost};
+use crate::config::container;
+use crate::outbound::client::{self as outbound, AllowedHost};
+use crate::telemetry::client::{self as forwarded, TrustedProxies};
+use crate::telemetry::log::{Format, printable};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -3,9 +3,9 @@
 //! There are no files and no sockets, and no code for them. Interfaces that a language's runtime imports all the same are
 //! there: a guest has no directories, and the error of a socket that it may not have.
 
-use crate::component::Wasi;
-use crate::host::Host;
-use crate::log::Level;
+use crate::component::file::Wasi;
+use crate::sandbox::host::Host;
+use crate::telemetry::log::Level;
 use std::hash::{BuildHasher, RandomState};
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{Component, HasData, HasSelf, Linker, LinkerInstance, Resource};

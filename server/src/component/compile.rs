@@ -1,9 +1,10 @@
 //! The compiler: a `.wasm` in, a `.cwasm` out, for Linux on any CPU of an architecture. The same file of the same
 //! name gives the same bytes.
 
-use crate::component::{Description, VERSION, Wasi, require_component, unreadable};
-use crate::log::printable;
-use crate::{engine, imports};
+use crate::component::engine;
+use crate::component::file::{Description, VERSION, Wasi, require_component, unreadable};
+use crate::sandbox::linker as imports;
+use crate::telemetry::log::printable;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};

@@ -4,11 +4,11 @@
 //! for HTTP/1 alone. It has none for a client that does not read, and h2's keep-alive only tells whether the client lives.
 //! So the timeouts are those of the bytes that pass here; a guest and a request's body have timeouts of their own.
 
-use crate::buffers::{Buffers, FREE_BYTES, Part};
-use crate::config::Config;
-use crate::http2::Streams;
-use crate::metrics::Metrics;
-use crate::pace::Blocked;
+use crate::config::settings::Config;
+use crate::connection::buffers::{Buffers, FREE_BYTES, Part};
+use crate::connection::http2::Streams;
+use crate::connection::pace::Blocked;
+use crate::telemetry::metrics::Metrics;
 use http::StatusCode;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -39,7 +39,7 @@ pub struct Timeouts {
     pub idle: Duration,
     /// From there to the end of its head.
     pub head: Duration,
-    /// For the client to take [`STEADY_BYTES`](crate::pace::STEADY_BYTES) of a response.
+    /// For the client to take [`STEADY_BYTES`](crate::connection::pace::STEADY_BYTES) of a response.
     pub write: Duration,
     /// For other responses to end when a connection of HTTP/2 closes for the sake of one, or of half a head.
     pub last: Duration,

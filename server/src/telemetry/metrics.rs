@@ -4,7 +4,7 @@
 //! What happens is counted where it happens, in a handful of instructions. What is a state, such as memory in use, is read
 //! from its owner when `/metrics` is asked for. No label has values that a client chooses.
 
-use crate::failure::Failure;
+use crate::sandbox::error::Failure;
 use http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, NoLabelSet};

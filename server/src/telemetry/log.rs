@@ -4,8 +4,8 @@
 //! buffer fills up, further lines are dropped and counted, and the count is logged once there is
 //! room again.
 
-use crate::forwarded::Client;
-use crate::trace::{Id, Trace};
+use crate::telemetry::client::Client;
+use crate::telemetry::trace::{Id, Trace};
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};

@@ -3,10 +3,10 @@
 //! A request never leaves the thread of its connection. That takes no locks, wakes no other core,
 //! and is half again as fast as a runtime shared by all cores.
 
-use crate::config::Config;
-use crate::service::{Handler, Service};
-use crate::transport::{Activity, Timeouts, Transport};
-use crate::validate::MAX_FIELDS;
+use crate::config::settings::Config;
+use crate::connection::transport::{Activity, Timeouts, Transport};
+use crate::request::service::{Handler, Service};
+use crate::request::validate::MAX_FIELDS;
 use http::StatusCode;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};

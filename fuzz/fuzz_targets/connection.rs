@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use server::component::file::Component;
 use server::config::settings::Config;
 use server::listener::server::{self, Server};
-use server::telemetry::log::{Format, Log};
+use server::telemetry::log::{Log, LogFormat};
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let config = Config::read(Some("127.0.0.1:0".into()), |_| None, None).expect("defaults");
-    let log = Log::start(Format::Text, CheckedLog::default()).expect("a thread");
+    let log = Log::start(LogFormat::Text, CheckedLog::default()).expect("a thread");
     let path = env::var_os("COMPONENT").expect("COMPONENT names the service's .cwasm");
     let component = Component::open(path.as_ref()).expect("a component");
     let server = Server::bind(&component, config.clone(), &log).expect("a server");

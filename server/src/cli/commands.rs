@@ -1,6 +1,6 @@
 //! The command line: `serve`, the default, `compile` and `healthcheck`.
 
-use crate::cli::healthcheck as probe;
+use crate::cli::healthcheck;
 #[cfg(feature = "compile")]
 use crate::component::compile;
 #[cfg(feature = "compile")]
@@ -9,8 +9,8 @@ use crate::component::file::{Component, VERSION};
 use crate::config::container;
 use crate::config::settings::{self as config, Config};
 use crate::listener::server::{self as listener, Server};
-use crate::listener::worker::Idle;
-use crate::telemetry::log::{Level, Log, printable};
+use crate::listener::worker::WorkerThread;
+use crate::telemetry::log::{Level, Log, escape_control};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::env;
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::Run(message)) => (1, message),
     };
-    let _ = writeln!(io::stderr(), "error: {}", printable(&message));
+    let _ = writeln!(io::stderr(), "error: {}", escape_control(&message));
     ExitCode::from(status)
 }
 
@@ -57,7 +57,7 @@ fn run() -> Result<(), Failure> {
     while let Some(argument) = arguments.next().map_err(usage)? {
         match argument {
             Short('h') | Long("help") => {
-                return print(&format!("{USAGE}\n{}", config::HELP));
+                return print(&format!("{USAGE}\n{}", config::ENV_HELP));
             }
             Short('V') | Long("version") => {
                 return print(&version());
@@ -155,8 +155,8 @@ fn healthcheck(given: Arguments) -> Result<(), Failure> {
     let is_traffic_given = given.listen.is_some();
     let config = config(given.listen)?;
     let probed = match config.management {
-        Some(address) if !is_traffic_given => probe::healthy(address, "/livez"),
-        _ => probe::healthy(config.listen, "/health"),
+        Some(address) if !is_traffic_given => healthcheck::check(address, "/livez"),
+        _ => healthcheck::check(config.listen, "/health"),
     };
     probed.map_err(Failure::Run)
 }
@@ -209,7 +209,7 @@ fn serve(given: Arguments, is_named: bool) -> Result<(), Failure> {
 }
 
 /// Where to look: the address that stands for all of a machine's cannot be opened itself.
-fn visible(address: SocketAddr) -> String {
+fn display_host(address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         format!("localhost:{}", address.port())
     } else {
@@ -225,12 +225,14 @@ fn version() -> String {
 }
 
 fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
-    let no = |error: io::Error| format!("cannot start: {error}");
+    let startup_error = |error: io::Error| format!("cannot start: {error}");
     // Before anything else, the signals: as process 1 of a container, a process gets none that it has no handler for.
     let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_all().build().map_err(no)?;
-    let mut stop = runtime.block_on(async { signals() }).map_err(no)?;
-    let log = Log::start(config.log_format, io::stdout()).map_err(no)?;
+    let runtime = { runtime }.enable_all().build().map_err(startup_error)?;
+    let mut stop = runtime
+        .block_on(async { shutdown_signals() })
+        .map_err(startup_error)?;
+    let log = Log::start(config.log_format, io::stdout()).map_err(startup_error)?;
     let served = runtime.block_on(async {
         let (sizes, granted, warning) = (config.sizes(), config.granted(), config.warning());
         let (sender, loaded) = oneshot::channel();
@@ -262,12 +264,12 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
                 Ok(loaded) => loaded?,
                 // The worker that was to load has not started.
                 Err(ended) => {
-                    let reason = workers.into_iter().find_map(Idle::error);
-                    return Err(no(reason.unwrap_or_else(|| io::Error::other(ended))));
+                    let reason = workers.into_iter().find_map(WorkerThread::error);
+                    return Err(startup_error(reason.unwrap_or_else(|| io::Error::other(ended))));
                 }
             },
         };
-        let address = server.address().map_err(no)?;
+        let address = server.address().map_err(startup_error)?;
         let management = match server.management_address() {
             Some(address) => format!("management on {address}, "),
             None => String::new(),
@@ -275,7 +277,7 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
         let line = format!(
             "{}: {description}, {sizes}, {management}listening on {address}, see http://{}/",
             version(),
-            visible(address)
+            display_host(address)
         );
         log.event(Level::Info, format_args!("{line}"));
         if let Some(granted) = granted {
@@ -286,25 +288,25 @@ fn run_server(path: PathBuf, config: Config) -> Result<(), String> {
         }
         server.run(workers, stop).await
     });
-    log.flush(FLUSH);
+    log.flush(LOG_FLUSH_TIMEOUT);
     served
 }
 
 /// How long the last lines of the log may take to be read.
-const FLUSH: Duration = Duration::from_secs(1);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The names of the signals that ask for an end, as they come.
-fn signals() -> io::Result<mpsc::Receiver<String>> {
-    let (told, stop) = mpsc::channel(2);
+fn shutdown_signals() -> io::Result<mpsc::Receiver<String>> {
+    let (tx, stop) = mpsc::channel(2);
     for (kind, name) in [
         (SignalKind::terminate(), "SIGTERM"),
         (SignalKind::interrupt(), "SIGINT"),
     ] {
         let mut signal = signal(kind)?;
-        let told = told.clone();
+        let tx = tx.clone();
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
-                let _ = told.send(name.to_owned()).await;
+                let _ = tx.send(name.to_owned()).await;
             }
         });
     }

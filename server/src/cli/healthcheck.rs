@@ -5,16 +5,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// How long the answer may take.
-const LIMIT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Asks the server that listens on `address` for `path`.
 ///
 /// # Errors
 /// One line that says what came instead of 200.
-pub fn healthy(address: SocketAddr, path: &str) -> Result<(), String> {
-    let address = reachable(address);
-    let status =
-        ask(address, path).map_err(|error| format!("{address} is not healthy: {error}"))?;
+pub fn check(address: SocketAddr, path: &str) -> Result<(), String> {
+    let address = loopback_for(address);
+    let status = fetch_status(address, path)
+        .map_err(|error| format!("{address} is not healthy: {error}"))?;
     match status.as_str() {
         "200" => Ok(()),
         _ => Err(format!(
@@ -24,7 +24,7 @@ pub fn healthy(address: SocketAddr, path: &str) -> Result<(), String> {
 }
 
 /// The address to ask at: a server that listens on all addresses listens on loopback, too.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+fn loopback_for(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -35,10 +35,10 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// The status of the answer.
-fn ask(address: SocketAddr, path: &str) -> io::Result<String> {
-    let deadline = Instant::now() + LIMIT;
-    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
-    stream.set_write_timeout(Some(LIMIT))?;
+fn fetch_status(address: SocketAddr, path: &str) -> io::Result<String> {
+    let deadline = Instant::now() + TIMEOUT;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let fields = "Host: localhost\r\nConnection: close";
     stream.write_all(format!("GET {path} HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes())?;
     // The status line is `HTTP/1.1 200 …` (RFC 9112, section 4).

@@ -4,7 +4,7 @@
 use crate::component::engine;
 use crate::component::file::{Description, VERSION, Wasi, require_component, unreadable};
 use crate::sandbox::linker as imports;
-use crate::telemetry::log::printable;
+use crate::telemetry::log::escape_control;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -176,7 +176,7 @@ impl Destination {
 
 /// Writes a line to standard error. A reader that has gone does not stop a compilation.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{}", printable(line));
+    let _ = writeln!(io::stderr(), "{}", escape_control(line));
 }
 
 /// Does what compiles a component, and says on standard error what is going on.

@@ -3,14 +3,14 @@
 use crate::config::container;
 use crate::outbound::client::{self as outbound, AllowedHost};
 use crate::telemetry::client::{self as forwarded, TrustedProxies};
-use crate::telemetry::log::{Format, printable};
+use crate::telemetry::log::{LogFormat, escape_control};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// The settings, for `--help`.
-pub const HELP: &str = "\
+pub const ENV_HELP: &str = "\
 Settings, from the environment:
   COMPONENT                    the component's file                      /component.cwasm
   LISTEN                       address and port to listen on             0.0.0.0:5000
@@ -48,7 +48,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where probes and metrics are; `None` if nowhere.
     pub management: Option<SocketAddr>,
-    pub log_format: Format,
+    pub log_format: LogFormat,
     pub access_log: bool,
     pub trusted_proxies: TrustedProxies,
     pub max_connections: u32,
@@ -83,41 +83,41 @@ impl Config {
         memory_limit: Option<u64>,
     ) -> Result<Self, String> {
         let env = Env(env);
-        let port = env.get("PORT", 5000, port)?;
+        let port = env.get("PORT", 5000, parse_port)?;
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let listen = match listen {
-            Some(value) => check("--listen", &value, address)?,
-            None => env.get("LISTEN", any, address)?,
+            Some(value) => parse_setting("--listen", &value, parse_addr)?,
+            None => env.get("LISTEN", any, parse_addr)?,
         };
-        let max_connections = env.read("MAX_CONNECTIONS", count::<1_000_000>)?;
-        let guest_memory_total = env.read("GUEST_MEMORY_TOTAL", memory_size::<MAX_TOTAL>)?;
+        let max_connections = env.read("MAX_CONNECTIONS", parse_count::<1_000_000>)?;
+        let guest_memory_total = env.read("GUEST_MEMORY_TOTAL", parse_size::<MAX_TOTAL>)?;
         let given = guest_memory_total.map(|MemorySize(bytes)| bytes);
         let (connections, guests) = container::defaults(memory_limit, max_connections, given);
         Ok(Self {
             listen,
-            management: env.get("MANAGEMENT_LISTEN", None, address_or_off)?,
-            log_format: env.get("LOG_FORMAT", Format::Text, format)?,
-            access_log: env.get("ACCESS_LOG", true, switch)?,
+            management: env.get("MANAGEMENT_LISTEN", None, parse_addr_or_off)?,
+            log_format: env.get("LOG_FORMAT", LogFormat::Text, parse_format)?,
+            access_log: env.get("ACCESS_LOG", true, parse_switch)?,
             trusted_proxies: TrustedProxies::new(env.list("TRUSTED_PROXIES", forwarded::network)?),
             max_connections: max_connections.unwrap_or(connections),
-            max_requests: env.get("MAX_REQUESTS", 64, count::<MAX_REQUESTS>)?,
-            requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, count::<1_000_000>)?,
+            max_requests: env.get("MAX_REQUESTS", 64, parse_count::<MAX_REQUESTS>)?,
+            requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, parse_count::<1_000_000>)?,
             guest_memory: env.get(
                 "GUEST_MEMORY",
                 MemorySize(64 << 20),
-                memory_size::<MAX_GUEST_MEMORY>,
+                parse_size::<MAX_GUEST_MEMORY>,
             )?,
             guest_memory_resident: env.get(
                 "GUEST_MEMORY_RESIDENT",
                 MemorySize(256 << 10),
-                memory_size::<MAX_GUEST_MEMORY>,
+                parse_size::<MAX_GUEST_MEMORY>,
             )?,
             guest_memory_total: guest_memory_total.unwrap_or(MemorySize(guests)),
             memory_limit,
             guest_env: env.granted("GUEST_ENV")?,
             outbound: outbound::Limits {
                 allowed: env.list("ALLOWED_OUTBOUND_HOSTS", AllowedHost::parse)?,
-                connections: env.get("MAX_OUTBOUND_CONNECTIONS", 64, count::<4096>)?,
+                connections: env.get("MAX_OUTBOUND_CONNECTIONS", 64, parse_count::<4096>)?,
                 connect_timeout: env.seconds("OUTBOUND_CONNECT_TIMEOUT", 2)?,
                 first_byte_timeout: env.seconds("OUTBOUND_FIRST_BYTE_TIMEOUT", 4)?,
                 idle_timeout: env.seconds("OUTBOUND_IDLE_TIMEOUT", 4)?,
@@ -127,7 +127,7 @@ impl Config {
             body_timeout: env.seconds("BODY_TIMEOUT", 10)?,
             write_timeout: env.seconds("WRITE_TIMEOUT", 30)?,
             guest_timeout: env.seconds("GUEST_TIMEOUT", 5)?,
-            drain_delay: env.get("DRAIN_DELAY", Duration::ZERO, duration_or_zero)?,
+            drain_delay: env.get("DRAIN_DELAY", Duration::ZERO, parse_duration_or_zero)?,
             drain_timeout: env.seconds("DRAIN_TIMEOUT", 8)?,
         })
     }
@@ -202,7 +202,9 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
 
     fn read<T>(&self, name: &str, parse: Parse<T>) -> Result<Option<T>, String> {
         let value = self.text(name);
-        value.map(|value| check(name, &value, parse)).transpose()
+        value
+            .map(|value| parse_setting(name, &value, parse))
+            .transpose()
     }
 
     fn get<T>(&self, name: &str, default: T, parse: Parse<T>) -> Result<T, String> {
@@ -210,7 +212,7 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
     }
 
     fn seconds(&self, name: &str, default: u64) -> Result<Duration, String> {
-        self.get(name, Duration::from_secs(default), duration)
+        self.get(name, Duration::from_secs(default), parse_duration)
     }
 
     /// Reads a comma-separated list, by default an empty one.
@@ -220,8 +222,8 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
         };
         let items = list.split(',').map(str::trim);
         let read = |item| match item {
-            "" => check(name, &list, |_| Err("it has an empty item".into())),
-            item => check(name, item, parse),
+            "" => parse_setting(name, &list, |_| Err("it has an empty item".into())),
+            item => parse_setting(name, item, parse),
         };
         items.map(read).collect()
     }
@@ -229,7 +231,7 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
     /// Reads the variables that a list names.
     fn granted(&self, name: &str) -> Result<Vec<(String, Option<String>)>, String> {
         let mut granted = Vec::<(String, Option<String>)>::new();
-        for variable in self.list(name, variable_name)? {
+        for variable in self.list(name, parse_variable_name)? {
             let value = (self.0)(&variable).map(OsString::into_string);
             let value = value
                 .transpose()
@@ -245,16 +247,16 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
 /// Reads a value, or says what a value would have to be.
 type Parse<T> = fn(&str) -> Result<T, String>;
 
-fn check<T>(name: &str, value: &str, parse: Parse<T>) -> Result<T, String> {
-    parse(value).map_err(|wanted| format!("{name}={}: {wanted}", printable(value)))
+fn parse_setting<T>(name: &str, value: &str, parse: Parse<T>) -> Result<T, String> {
+    parse(value).map_err(|expected| format!("{name}={}: {expected}", escape_control(value)))
 }
 
-fn address(value: &str) -> Result<SocketAddr, String> {
-    let wanted = "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)";
-    value.parse().map_err(|_| wanted.into())
+fn parse_addr(value: &str) -> Result<SocketAddr, String> {
+    let expected = "not an IP address and port (such as 0.0.0.0:5000 or [::]:5000)";
+    value.parse().map_err(|_| expected.into())
 }
 
-fn address_or_off(value: &str) -> Result<Option<SocketAddr>, String> {
+fn parse_addr_or_off(value: &str) -> Result<Option<SocketAddr>, String> {
     match value {
         "off" => Ok(None),
         _ => value.parse().map(Some).map_err(|_| {
@@ -263,20 +265,20 @@ fn address_or_off(value: &str) -> Result<Option<SocketAddr>, String> {
     }
 }
 
-fn port(value: &str) -> Result<u16, String> {
-    let wanted = "not a port number (0–65535)";
-    value.parse().map_err(|_| wanted.into())
+fn parse_port(value: &str) -> Result<u16, String> {
+    let expected = "not a port number (0–65535)";
+    value.parse().map_err(|_| expected.into())
 }
 
-fn format(value: &str) -> Result<Format, String> {
+fn parse_format(value: &str) -> Result<LogFormat, String> {
     match value {
-        "text" => Ok(Format::Text),
-        "json" => Ok(Format::Json),
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
         _ => Err("not a log format (text or json)".into()),
     }
 }
 
-fn switch(value: &str) -> Result<bool, String> {
+fn parse_switch(value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
@@ -284,12 +286,12 @@ fn switch(value: &str) -> Result<bool, String> {
     }
 }
 
-fn count<const MAX: u32>(value: &str) -> Result<u32, String> {
+fn parse_count<const MAX: u32>(value: &str) -> Result<u32, String> {
     let in_range = value.parse().ok().filter(|n| (1..=MAX).contains(n));
     in_range.ok_or_else(|| format!("not a whole number from 1 to {MAX}"))
 }
 
-fn memory_size<const MAX: u64>(value: &str) -> Result<MemorySize, String> {
+fn parse_size<const MAX: u64>(value: &str) -> Result<MemorySize, String> {
     let bytes = UNITS.iter().find_map(|(name, unit)| {
         let number = value.strip_suffix(name)?;
         number.parse::<u64>().ok()?.checked_mul(*unit)
@@ -307,7 +309,7 @@ const MAX_TOTAL: u64 = MAX_REQUESTS as u64 * MAX_GUEST_MEMORY;
 const MAX_GUEST_MEMORY: u64 = 1 << 30;
 const MAX_REQUESTS: u32 = 4096;
 
-fn variable_name(value: &str) -> Result<String, String> {
+fn parse_variable_name(value: &str) -> Result<String, String> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     let is_name = value.bytes().all(is_part);
     is_name
@@ -315,13 +317,13 @@ fn variable_name(value: &str) -> Result<String, String> {
         .ok_or_else(|| "not names of variables (such as GREETING,UPSTREAM)".into())
 }
 
-fn duration(value: &str) -> Result<Duration, String> {
+fn parse_duration(value: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(value).ok();
     let in_range = parsed.filter(|d| (Duration::from_millis(1)..=DAY).contains(d));
     in_range.ok_or_else(|| "not a time from 1ms to 1d (such as 8s or 500ms)".into())
 }
 
-fn duration_or_zero(value: &str) -> Result<Duration, String> {
+fn parse_duration_or_zero(value: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(value).ok();
     let in_range = parsed.filter(|d| *d <= DAY);
     in_range.ok_or_else(|| "not a time from 0s to 1d (such as 5s or 500ms)".into())
@@ -386,7 +388,7 @@ mod tests {
             ("GUEST_MEMORY_TOTAL", config.guest_memory_total.to_string()),
         ] {
             let is_of = |line: &&str| line.trim_start().starts_with(&format!("{name} "));
-            let line = HELP.lines().find(is_of).expect(name);
+            let line = ENV_HELP.lines().find(is_of).expect(name);
             assert!(line.ends_with(&format!(" {default}")), "{line}");
         }
     }
@@ -452,7 +454,7 @@ mod tests {
 
     #[test]
     fn a_bad_value_is_named_with_what_it_takes() {
-        for (name, value, wanted) in [
+        for (name, value, expected) in [
             ("PORT", "abc", "not a port number (0–65535)"),
             ("PORT", "65536", "not a port number (0–65535)"),
             (
@@ -511,7 +513,7 @@ mod tests {
             ("GUEST_ENV", "A,,B", "it has an empty item"),
         ] {
             let error = read(&[(name, value)]).expect_err(value);
-            assert_eq!(error, format!("{name}={value}: {wanted}"));
+            assert_eq!(error, format!("{name}={value}: {expected}"));
         }
         assert!(
             read(&[("PORT", "\u{1b}[2J")])

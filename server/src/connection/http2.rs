@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// What a client begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-const FRAME_HEAD_BYTES: usize = 9;
+const FRAME_HEADER_BYTES: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -37,7 +37,7 @@ const DEFAULT_WINDOW: i64 = 65_535;
 
 /// The streams of a connection, if it is one of HTTP/2.
 pub struct Streams {
-    begin: Begin,
+    preface: Preface,
     received: Frames,
     sent: Frames,
     open: BTreeMap<u32, Stream>,
@@ -68,7 +68,7 @@ pub struct Streams {
 impl Default for Streams {
     fn default() -> Self {
         Self {
-            begin: Begin::Empty,
+            preface: Preface::Empty,
             received: Frames::default(),
             sent: Frames::default(),
             open: BTreeMap::new(),
@@ -96,7 +96,7 @@ struct Stream {
     /// Set when the request has come to the service.
     is_served: bool,
     /// Set when the response has begun.
-    has_begun: bool,
+    has_response: bool,
 }
 
 /// What the client takes for now. While it takes nothing, its time passes.
@@ -172,7 +172,7 @@ impl Stream {
             fields,
             window: Window::new(window),
             is_served: false,
-            has_begun: false,
+            has_response: false,
         }
     }
 
@@ -183,10 +183,10 @@ impl Stream {
     }
 }
 
-enum Begin {
+enum Preface {
     Empty,
     /// As many bytes of the preface have come.
-    Preface(usize),
+    Partial(usize),
     Http1,
     Http2,
 }
@@ -194,7 +194,7 @@ enum Begin {
 /// Frames of one direction.
 #[derive(Default)]
 struct Frames {
-    head: [u8; FRAME_HEAD_BYTES],
+    head: [u8; FRAME_HEADER_BYTES],
     filled: usize,
     frame: Frame,
     /// Bytes of the payload that are still to come.
@@ -237,12 +237,12 @@ impl Frames {
             let Some((byte, rest)) = bytes.split_first() else {
                 return;
             };
-            if let Some(place) = self.head.get_mut(self.filled) {
-                *place = *byte;
+            if let Some(slot) = self.head.get_mut(self.filled) {
+                *slot = *byte;
             }
             self.filled += 1;
             bytes = rest;
-            if self.filled == FRAME_HEAD_BYTES {
+            if self.filled == FRAME_HEADER_BYTES {
                 self.filled = 0;
                 let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = self.head;
                 self.payload = u32::from_be_bytes([0, l1, l2, l3]) as usize;
@@ -265,7 +265,7 @@ impl Frames {
 impl Streams {
     /// Returns true if this is a connection of HTTP/2.
     pub fn is_http2(&self) -> bool {
-        matches!(self.begin, Begin::Http2)
+        matches!(self.preface, Preface::Http2)
     }
 
     /// Returns the bytes that all streams take, but for a short one: that is part of what a connection takes at any rate.
@@ -276,12 +276,12 @@ impl Streams {
 
     /// Returns true if there are responses that have not been sent whole.
     pub fn has_responses(&self) -> bool {
-        self.open.values().any(|stream| stream.has_begun)
+        self.open.values().any(|stream| stream.has_response)
     }
 
     /// Returns when a client has had this time to open its windows for a response that waits.
     pub fn stalls_at(&self, limit: Duration) -> Option<Instant> {
-        let begun = self.open.values().filter(|stream| stream.has_begun);
+        let begun = self.open.values().filter(|stream| stream.has_response);
         let windows = begun.flat_map(|stream| [&stream.window, &self.window]);
         windows.filter_map(|window| window.stalls_at(limit)).min()
     }
@@ -299,30 +299,30 @@ impl Streams {
     }
 
     /// Takes note of what the client has sent.
-    pub fn receive(&mut self, mut bytes: &[u8]) {
-        let matched = match self.begin {
-            Begin::Http1 => return,
-            Begin::Http2 => PREFACE.len(),
-            Begin::Empty => 0,
-            Begin::Preface(matched) => matched,
+    pub fn on_read(&mut self, mut bytes: &[u8]) {
+        let matched = match self.preface {
+            Preface::Http1 => return,
+            Preface::Http2 => CLIENT_PREFACE.len(),
+            Preface::Empty => 0,
+            Preface::Partial(matched) => matched,
         };
-        let rest = PREFACE.get(matched..).unwrap_or_default();
+        let rest = CLIENT_PREFACE.get(matched..).unwrap_or_default();
         let length = rest.len().min(bytes.len());
         if rest.get(..length) != bytes.get(..length) {
-            self.begin = Begin::Http1;
+            self.preface = Preface::Http1;
             return;
         }
-        self.begin = match matched + length {
-            0 => Begin::Empty,
-            matched if matched == PREFACE.len() => Begin::Http2,
-            matched => Begin::Preface(matched),
+        self.preface = match matched + length {
+            0 => Preface::Empty,
+            matched if matched == CLIENT_PREFACE.len() => Preface::Http2,
+            matched => Preface::Partial(matched),
         };
         bytes = bytes.get(length..).unwrap_or_default();
         let mut received = std::mem::take(&mut self.received);
         received.pass(bytes, |frame, part| match part {
-            Part::Head => self.receive_head(frame),
-            Part::Payload(payload) => self.receive_payload(frame, payload),
-            Part::End => self.receive_end(frame),
+            Part::Head => self.on_received_head(frame),
+            Part::Payload(payload) => self.on_received_payload(frame, payload),
+            Part::End => self.on_received_end(frame),
         });
         let is_within_body = received.filled == 0 && received.frame.kind == DATA;
         if self.is_within_head || received.is_within() && !is_within_body {
@@ -335,7 +335,7 @@ impl Streams {
         self.received = received;
     }
 
-    fn receive_head(&mut self, frame: Frame) {
+    fn on_received_head(&mut self, frame: Frame) {
         self.field_filled = 0;
         match frame.kind {
             // What comes after GOAWAY is ignored by h2.
@@ -356,26 +356,26 @@ impl Streams {
         }
     }
 
-    fn receive_payload(&mut self, frame: Frame, payload: &[u8]) {
+    fn on_received_payload(&mut self, frame: Frame, payload: &[u8]) {
         let size = match frame.kind {
             SETTINGS => SETTING_BYTES,
             WINDOW_UPDATE => INCREMENT_BYTES,
             _ => return,
         };
         for byte in payload {
-            if let Some(place) = self.field.get_mut(self.field_filled) {
-                *place = *byte;
+            if let Some(slot) = self.field.get_mut(self.field_filled) {
+                *slot = *byte;
             }
             self.field_filled += 1;
             if self.field_filled == size {
                 self.field_filled = 0;
-                self.receive_field(frame);
+                self.on_received_field(frame);
             }
         }
     }
 
     /// Takes note of a setting or an increment.
-    fn receive_field(&mut self, frame: Frame) {
+    fn on_received_field(&mut self, frame: Frame) {
         let [a, b, c, d, e, f] = self.field;
         if frame.kind == WINDOW_UPDATE {
             let more = i64::from(u32::from_be_bytes([a & 0x7f, b, c, d]));
@@ -397,7 +397,7 @@ impl Streams {
         }
     }
 
-    fn receive_end(&mut self, frame: Frame) {
+    fn on_received_end(&mut self, frame: Frame) {
         if matches!(frame.kind, HEADERS | CONTINUATION) {
             self.is_within_head = frame.flags & END_HEADERS == 0;
         }
@@ -407,7 +407,7 @@ impl Streams {
     }
 
     /// A request has come to the service. They come in the order of their streams, but for those that h2 has refused by then.
-    pub fn serve(&mut self) {
+    pub fn start_request(&mut self) {
         let incomplete = self.is_within_head.then_some(self.last);
         let mut open = self.open.iter_mut();
         let next = open.find(|(id, stream)| !stream.is_served && Some(**id) != incomplete);
@@ -423,7 +423,7 @@ impl Streams {
     }
 
     /// Takes note of what has been sent to the client.
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub fn on_write(&mut self, bytes: &[u8]) {
         if !self.is_http2() {
             return;
         }
@@ -431,25 +431,25 @@ impl Streams {
         sent.pass(bytes, |frame, part| match part {
             Part::Head => {
                 self.sent_filled = 0;
-                self.send_head(frame);
+                self.on_sent_head(frame);
             }
             Part::Payload(bytes) if frame.kind == GOAWAY => {
-                for (byte, place) in bytes
+                for (byte, slot) in bytes
                     .iter()
                     .zip(self.last_stream.iter_mut().skip(self.sent_filled))
                 {
-                    *place = *byte;
+                    *slot = *byte;
                     self.sent_filled += 1;
                 }
             }
             Part::Payload([.., last]) if frame.kind == RST_STREAM => self.reset_code = *last,
             Part::Payload(_) => {}
-            Part::End => self.send_end(frame),
+            Part::End => self.on_sent_end(frame),
         });
         self.sent = sent;
     }
 
-    fn send_head(&mut self, frame: Frame) {
+    fn on_sent_head(&mut self, frame: Frame) {
         if frame.kind == DATA {
             self.window.send(frame.length);
         }
@@ -459,12 +459,12 @@ impl Streams {
         };
         match frame.kind {
             DATA => stream.window.send(frame.length),
-            HEADERS if !stream.has_begun => {
+            HEADERS if !stream.has_response => {
                 if !stream.is_served {
                     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                     self.refused.push(status);
                 }
-                stream.has_begun = true;
+                stream.has_response = true;
                 stream.window.restart();
                 if is_first {
                     self.window.restart();
@@ -474,7 +474,7 @@ impl Streams {
         }
     }
 
-    fn send_end(&mut self, frame: Frame) {
+    fn on_sent_end(&mut self, frame: Frame) {
         if frame.kind == GOAWAY {
             self.last_allowed = u32::from_be_bytes(self.last_stream);
         }
@@ -507,7 +507,7 @@ mod tests {
     #[test]
     fn streams_are_open_from_their_head_to_the_end_of_the_response() {
         let received = [
-            PREFACE.to_vec(),
+            CLIENT_PREFACE.to_vec(),
             frame(4, 0, 0, 6),
             frame(HEADERS, 4, 1, 20),
             frame(HEADERS, 5, 3, 200),
@@ -527,14 +527,14 @@ mod tests {
         .concat();
         for step in [1, 7, 1000] {
             let mut streams = Streams::default();
-            received.chunks(step).for_each(|it| streams.receive(it));
+            received.chunks(step).for_each(|it| streams.on_read(it));
             assert!(streams.is_http2());
             assert_eq!(streams.open.len(), 3, "{step}");
             assert!(streams.stalls_at(LIMIT).is_none());
-            sent.chunks(step).for_each(|it| streams.send(it));
+            sent.chunks(step).for_each(|it| streams.on_write(it));
             assert_eq!(streams.open.len(), 1, "{step}");
             let reset = frame(RST_STREAM, 0, 5, 4);
-            reset.chunks(step).for_each(|it| streams.receive(it));
+            reset.chunks(step).for_each(|it| streams.on_read(it));
             assert_eq!(streams.open.len(), 0, "{step}");
         }
     }
@@ -542,13 +542,13 @@ mod tests {
     #[test]
     fn fields_cost_more_than_streams_and_the_first_short_one_nothing() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
-        streams.receive(&frame(HEADERS, 4, 1, 0));
+        streams.on_read(CLIENT_PREFACE);
+        streams.on_read(&frame(HEADERS, 4, 1, 0));
         assert_eq!(streams.cost(), 0);
-        streams.receive(&frame(HEADERS, 4, 3, 20));
+        streams.on_read(&frame(HEADERS, 4, 3, 20));
         assert_eq!(streams.cost(), STREAM_BYTES + 20 * SHORT_FIELDS_FACTOR);
         for _ in 0..100 {
-            streams.receive(&frame(CONTINUATION, 0, 3, 100));
+            streams.on_read(&frame(CONTINUATION, 0, 3, 100));
         }
         let short = SHORT_FIELDS_BYTES * SHORT_FIELDS_FACTOR;
         let long = (10_020 - SHORT_FIELDS_BYTES) * FIELDS_FACTOR;
@@ -574,20 +574,20 @@ mod tests {
     #[test]
     fn client_has_its_time_while_its_window_is_closed() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
-        streams.receive(&with_payload(settings(5)));
-        streams.receive(&frame(HEADERS, 5, 1, 0));
-        streams.send(&frame(HEADERS, 4, 1, 0));
+        streams.on_read(CLIENT_PREFACE);
+        streams.on_read(&with_payload(settings(5)));
+        streams.on_read(&frame(HEADERS, 5, 1, 0));
+        streams.on_write(&frame(HEADERS, 4, 1, 0));
         assert!(streams.stalls_at(LIMIT).is_none());
-        streams.send(&frame(DATA, 0, 1, 5));
+        streams.on_write(&frame(DATA, 0, 1, 5));
         let end = streams.stalls_at(LIMIT).expect("it is closed");
         // A client that opens it byte by byte gets no more time, but for what the bytes take.
         for _ in 0..10 {
             for byte in with_payload(increment(1, 1)) {
-                streams.receive(&[byte]);
+                streams.on_read(&[byte]);
             }
             assert!(streams.stalls_at(LIMIT).is_none());
-            streams.send(&frame(DATA, 0, 1, 1));
+            streams.on_write(&frame(DATA, 0, 1, 1));
         }
         let opened = Instant::now();
         assert!(
@@ -597,52 +597,52 @@ mod tests {
         );
         // One that takes 1 KiB does.
         for _ in 0..5 {
-            streams.receive(&with_payload(increment(1, 250)));
-            streams.send(&frame(DATA, 0, 1, 250));
+            streams.on_read(&with_payload(increment(1, 250)));
+            streams.on_write(&frame(DATA, 0, 1, 250));
         }
         assert!(streams.stalls_at(LIMIT) >= Some(opened + LIMIT));
         // A setting opens it, and another closes it.
-        streams.receive(&with_payload(settings(100)));
+        streams.on_read(&with_payload(settings(100)));
         assert!(streams.stalls_at(LIMIT).is_none());
-        streams.receive(&with_payload(settings(0)));
+        streams.on_read(&with_payload(settings(0)));
         assert!(streams.stalls_at(LIMIT).is_some());
     }
 
     #[test]
     fn all_responses_wait_for_the_connections_window() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
+        streams.on_read(CLIENT_PREFACE);
         for stream in [1, 3] {
             let more = [&frame(WINDOW_UPDATE, 0, stream, 0)[..], &[0, 1, 0, 0]].concat();
-            streams.receive(&frame(HEADERS, 5, stream, 0));
-            streams.receive(&with_payload(more));
+            streams.on_read(&frame(HEADERS, 5, stream, 0));
+            streams.on_read(&with_payload(more));
         }
-        streams.send(&frame(HEADERS, 4, 1, 0));
+        streams.on_write(&frame(HEADERS, 4, 1, 0));
         for _ in 0..257 {
-            streams.send(&frame(DATA, 0, 1, 255));
+            streams.on_write(&frame(DATA, 0, 1, 255));
         }
         assert!(streams.stalls_at(LIMIT).is_some());
-        streams.send(&frame(DATA, END_STREAM, 1, 0));
+        streams.on_write(&frame(DATA, END_STREAM, 1, 0));
         // Nothing waits for it.
         assert!(streams.stalls_at(LIMIT).is_none());
         let begun = Instant::now();
-        streams.send(&frame(HEADERS, 4, 3, 0));
+        streams.on_write(&frame(HEADERS, 4, 3, 0));
         assert!(streams.stalls_at(LIMIT) >= Some(begun + LIMIT));
-        streams.receive(&with_payload(increment(0, 1)));
+        streams.on_read(&with_payload(increment(0, 1)));
         assert!(streams.stalls_at(LIMIT).is_none());
     }
 
     #[test]
     fn streams_behind_goaway_are_none() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
-        streams.receive(&frame(HEADERS, 5, 1, 0));
+        streams.on_read(CLIENT_PREFACE);
+        streams.on_read(&frame(HEADERS, 5, 1, 0));
         for byte in with_payload([&frame(GOAWAY, 0, 0, 0)[..], &[0, 0, 0, 3, 0, 0, 0, 0]].concat())
         {
-            streams.send(&[byte]);
+            streams.on_write(&[byte]);
         }
         for stream in [3, 5, 7] {
-            streams.receive(&frame(HEADERS, 5, stream, 0));
+            streams.on_read(&frame(HEADERS, 5, stream, 0));
         }
         assert_eq!(streams.open.len(), 2);
     }
@@ -650,54 +650,54 @@ mod tests {
     #[test]
     fn head_is_incomplete_until_its_last_frame_has_come() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
+        streams.on_read(CLIENT_PREFACE);
         assert!(streams.incomplete().is_none());
         let head = [frame(HEADERS, 1, 1, 9), frame(CONTINUATION, 4, 1, 9)].concat();
         let mut since = None;
         for (n, byte) in head.iter().enumerate() {
-            streams.receive(&[*byte]);
+            streams.on_read(&[*byte]);
             let is_last = n + 1 == head.len();
             assert_eq!(streams.incomplete().is_none(), is_last, "{n}");
             since = since.or(streams.incomplete());
             assert!(is_last || streams.incomplete() == since, "{n}");
         }
         // Half a body has a timeout of its own.
-        streams.receive(&frame(DATA, 0, 1, 9)[..12]);
+        streams.on_read(&frame(DATA, 0, 1, 9)[..12]);
         assert!(streams.incomplete().is_none());
         // Each frame that is cut has a clock of its own.
         let rest = [&[b'x'; 6], &frame(DATA, 0, 1, 9)[..5]].concat();
-        streams.receive(&rest);
+        streams.on_read(&rest);
         let first = streams.incomplete();
         let rest = [&frame(DATA, 0, 1, 9)[5..], &frame(DATA, 0, 1, 9)[..5]].concat();
-        streams.receive(&rest);
+        streams.on_read(&rest);
         assert!(first.is_some() && streams.incomplete() > first);
     }
 
     #[test]
     fn request_that_does_not_come_to_the_service_is_refused() {
         let mut streams = Streams::default();
-        streams.receive(PREFACE);
+        streams.on_read(CLIENT_PREFACE);
         for stream in [1, 3, 5, 7] {
-            streams.receive(&frame(HEADERS, 5, stream, 0));
+            streams.on_read(&frame(HEADERS, 5, stream, 0));
         }
-        streams.serve();
-        streams.send(&with_payload(
+        streams.start_request();
+        streams.on_write(&with_payload(
             [&frame(RST_STREAM, 0, 3, 0)[..], &[0, 0, 0, 1]].concat(),
         ));
-        streams.send(&frame(HEADERS, 5, 5, 0));
-        streams.serve();
+        streams.on_write(&frame(HEADERS, 5, 5, 0));
+        streams.start_request();
         let refused = streams.take_refused();
         assert_eq!(
             refused.iter().map(StatusCode::as_u16).collect::<Vec<_>>(),
             [400, 431]
         );
-        streams.receive(&frame(HEADERS, 5, 9, 0));
-        streams.send(&with_payload(
+        streams.on_read(&frame(HEADERS, 5, 9, 0));
+        streams.on_write(&with_payload(
             [&frame(RST_STREAM, 0, 9, 0)[..], &[0, 0, 0, 7]].concat(),
         ));
         assert_eq!(streams.take_refused(), [StatusCode::SERVICE_UNAVAILABLE]);
         for stream in [1, 7] {
-            streams.send(&frame(HEADERS, 5, stream, 0));
+            streams.on_write(&frame(HEADERS, 5, stream, 0));
         }
         assert!(streams.take_refused().is_empty() && streams.open.is_empty());
     }
@@ -706,8 +706,8 @@ mod tests {
     fn what_does_not_begin_with_the_preface_is_no_http2() {
         for bytes in ["GET / HTTP/1.1\r\n\r\n", "PRI * HTTP/1.1\r\n\r\n"] {
             let mut streams = Streams::default();
-            streams.receive(bytes.as_bytes());
-            streams.send(&frame(HEADERS, 5, 1, 9));
+            streams.on_read(bytes.as_bytes());
+            streams.on_write(&frame(HEADERS, 5, 1, 9));
             assert!(!streams.is_http2() && streams.cost() == 0);
         }
     }

@@ -22,10 +22,10 @@ use tokio::time::{Instant, timeout};
 /// How long a closed connection is still read, so that its last answer arrives: bytes of the client
 /// that meet a closed socket reset it, and what the client has not read is lost (RFC 9112, section
 /// 9.6).
-const LINGER: Duration = Duration::from_millis(300);
+const LINGERING_CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Response to a client for which there is no room.
-pub const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+pub const OVERLOADED_RESPONSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: text/plain; charset=utf-8\r\n\
     content-length: 19\r\n\
     retry-after: 1\r\n\
@@ -67,7 +67,7 @@ const SHORT_HEAD_BYTES: usize = FREE_BYTES + 24;
 const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
 
 /// What a connection waits for, as told by those who see its bytes, requests and responses pass.
-pub struct Activity {
+pub struct ConnectionState {
     timeouts: Timeouts,
     buffers: Buffers,
     metrics: Arc<Metrics>,
@@ -76,29 +76,29 @@ pub struct Activity {
 
 struct State {
     /// Requests whose responses have not passed.
-    open: usize,
+    in_flight: usize,
     /// Their bodies of which something is to come.
     bodies: usize,
     /// When the last response had passed.
-    since: Instant,
+    last_activity: Instant,
     /// When the first byte of the next head came. HTTP/2 has frames between requests, so that bytes do not mean a head.
     head: Option<Instant>,
     /// The last bytes that have come of heads, as a number.
     head_end: u32,
     /// Set when the client takes no more bytes of the connection.
-    blocked: Option<Blocked>,
+    write_blocked: Option<Blocked>,
     /// The client sends no more.
-    ended: bool,
+    read_closed: bool,
     /// Set when a response's body has failed and the client could take it for whole.
     failed: bool,
     streams: Streams,
-    /// Taken for the streams of HTTP/2.
+    /// FrameBuffer for the streams of HTTP/2.
     streams_part: Option<Part>,
     /// Bytes received since something has come of them: a request, or a part of its body.
     unused: usize,
-    /// Taken for a long head, and kept until the connection closes: hyper keeps its buffer as well.
+    /// FrameBuffer for a long head, and kept until the connection closes: hyper keeps its buffer as well.
     head_part: Option<Part>,
-    /// Taken for responses that have gone to HTTP and not yet to the kernel.
+    /// FrameBuffer for responses that have gone to HTTP and not yet to the kernel.
     sent_parts: Vec<Part>,
     /// Set when the connection has to close, as there is no memory for what it holds.
     is_over: bool,
@@ -111,7 +111,8 @@ impl State {
 
     /// Returns true if nothing is under way. h2 may hold the last piece of a response for longer than the service has it.
     fn is_idle(&self) -> bool {
-        let is_sent = self.open == 0 && self.blocked.is_none() && !self.streams.has_responses();
+        let is_sent =
+            self.in_flight == 0 && self.write_blocked.is_none() && !self.streams.has_responses();
         is_sent && self.head().is_none()
     }
 
@@ -138,20 +139,20 @@ impl State {
     }
 }
 
-impl Activity {
+impl ConnectionState {
     pub fn new(timeouts: Timeouts, buffers: Buffers, metrics: Arc<Metrics>) -> Self {
         Self {
             timeouts,
             buffers,
             metrics,
             state: Mutex::new(State {
-                open: 0,
+                in_flight: 0,
                 bodies: 0,
-                since: Instant::now(),
+                last_activity: Instant::now(),
                 head: None,
                 head_end: 0,
-                blocked: None,
-                ended: false,
+                write_blocked: None,
+                read_closed: false,
                 failed: false,
                 streams: Streams::default(),
                 streams_part: None,
@@ -168,14 +169,15 @@ impl Activity {
     pub fn deadline(&self) -> Option<(Instant, &'static str)> {
         let state = self.state();
         // HTTP reads nothing while it cannot write.
-        if let Some(blocked) = &state.blocked {
-            return Some((blocked.since() + self.timeouts.write, "write"));
+        if let Some(write_blocked) = &state.write_blocked {
+            return Some((write_blocked.since() + self.timeouts.write, "write"));
         }
         let stalls = state.streams.stalls_at(self.timeouts.write);
         let stalls = stalls.map(|at| (at, "write"));
         let head = state.head();
         let head = head.map(|since| (since + self.timeouts.head, "header"));
-        let idle = (state.open == 0).then(|| (state.since + self.timeouts.idle, "idle"));
+        let idle =
+            (state.in_flight == 0).then(|| (state.last_activity + self.timeouts.idle, "idle"));
         stalls.into_iter().chain(head).min().or(idle)
     }
 
@@ -185,7 +187,7 @@ impl Activity {
         let state = self.state();
         match state.is_http2() {
             true => Some(Instant::now()),
-            false => state.is_idle().then(|| state.since + linger),
+            false => state.is_idle().then(|| state.last_activity + linger),
         }
     }
 
@@ -194,7 +196,7 @@ impl Activity {
     pub fn is_over_at(&self, goaway: Instant, limit: Duration) -> Option<Instant> {
         let state = self.state();
         let is_over = state.is_http2() && state.is_idle();
-        is_over.then(|| state.since.max(goaway) + limit)
+        is_over.then(|| state.last_activity.max(goaway) + limit)
     }
 
     /// Returns when the head of a request began of which the rest is waited for.
@@ -208,23 +210,23 @@ impl Activity {
     }
 
     /// A request has come. It is open for as long as the value that this returns lives.
-    pub fn begin(self: &Arc<Self>) -> Open {
+    pub fn start_request(self: &Arc<Self>) -> InFlightRequest {
         let mut state = self.state();
-        if state.open == 0 {
+        if state.in_flight == 0 {
             self.metrics.busy_connections.inc();
         }
-        state.open += 1;
+        state.in_flight += 1;
         state.head = None;
         state.unused = 0;
-        state.streams.serve();
-        Open {
-            activity: self.clone(),
+        state.streams.start_request();
+        InFlightRequest {
+            connection: self.clone(),
             parts: Vec::new(),
         }
     }
 
     /// Takes memory for what the connection holds; without it, the connection has to close.
-    fn take(&self, state: &mut State, bytes: usize) -> Option<Part> {
+    fn reserve(&self, state: &mut State, bytes: usize) -> Option<Part> {
         let part = self.buffers.take(bytes);
         state.is_over |= part.is_none();
         part
@@ -233,7 +235,7 @@ impl Activity {
     /// Returns true if this is a connection of HTTP/2 that takes bytes: some of its responses may go on.
     pub fn is_multiplexed(&self) -> bool {
         let state = self.state();
-        state.is_http2() && state.blocked.is_none()
+        state.is_http2() && state.write_blocked.is_none()
     }
 
     /// Returns true if there is no memory for what the connection holds.
@@ -242,42 +244,42 @@ impl Activity {
     }
 
     /// A request's body comes, for as long as the value that this returns lives.
-    pub fn receive_body(self: &Arc<Self>) -> Receiving {
+    pub fn receive_body(self: &Arc<Self>) -> ReceivingBody {
         let mut state = self.state();
         state.bodies += 1;
         // What came with the head is taken for a part of the body.
         state.receive_heads(b"\n\n");
         state.unused = 0;
-        Receiving(self.clone())
+        ReceivingBody(self.clone())
     }
 
     /// Takes note of bytes that have come; returns false if there is no memory for what comes of them.
-    fn received(&self, bytes: &[u8]) -> bool {
+    fn on_read(&self, bytes: &[u8]) -> bool {
         self.metrics.received.inc_by(bytes.len() as u64);
         let mut state = self.state();
-        state.streams.receive(bytes);
-        self.take_for_streams(&mut state);
+        state.streams.on_read(bytes);
+        self.reserve_for_streams(&mut state);
         let is_of_heads = state.bodies == 0 && !state.is_http2();
         if is_of_heads {
             state.receive_heads(bytes);
         }
         if state.unused > SHORT_HEAD_BYTES && state.head_part.is_none() && !state.is_over {
-            state.head_part = self.take(&mut state, HEAD_BYTES);
+            state.head_part = self.reserve(&mut state, HEAD_BYTES);
         }
         if bytes.is_empty() {
-            state.ended = true;
-        } else if is_of_heads && state.open == 0 {
+            state.read_closed = true;
+        } else if is_of_heads && state.in_flight == 0 {
             state.head.get_or_insert_with(Instant::now);
         }
         !state.is_over
     }
 
     /// Takes or gives back what the open streams need.
-    fn take_for_streams(&self, state: &mut State) {
+    fn reserve_for_streams(&self, state: &mut State) {
         let taken = state.streams_part.as_ref().map_or(0, Buffers::size);
         let needed = state.streams.cost();
         if needed > taken {
-            let more = self.take(state, needed - taken);
+            let more = self.reserve(state, needed - taken);
             match (&mut state.streams_part, more) {
                 (Some(part), Some(more)) => part.merge(more),
                 (part @ None, more) => *part = more,
@@ -289,7 +291,7 @@ impl Activity {
     }
 
     /// Takes note of a write, and of how much the client has taken by it.
-    fn sent(&self, sent: &Poll<io::Result<usize>>, pieces: &[IoSlice]) {
+    fn on_write(&self, sent: &Poll<io::Result<usize>>, pieces: &[IoSlice]) {
         if let Poll::Ready(Ok(bytes)) = sent {
             self.metrics.sent.inc_by(*bytes as u64);
         }
@@ -300,24 +302,24 @@ impl Activity {
             let mut left = *bytes;
             for piece in pieces {
                 let (passed, _) = piece.split_at(left.min(piece.len()));
-                state.streams.send(passed);
+                state.streams.on_write(passed);
                 left -= passed.len();
             }
-            self.take_for_streams(&mut state);
+            self.reserve_for_streams(&mut state);
         }
-        match (sent, &mut state.blocked) {
-            (Poll::Ready(Ok(bytes)), Some(blocked)) => blocked.pass(*bytes),
-            (Poll::Pending, blocked @ None) => *blocked = Some(Blocked::new()),
+        match (sent, &mut state.write_blocked) {
+            (Poll::Ready(Ok(bytes)), Some(write_blocked)) => write_blocked.pass(*bytes),
+            (Poll::Pending, write_blocked @ None) => *write_blocked = Some(Blocked::new()),
             _ => {}
         }
     }
 
     /// Takes note that nothing is left to send.
-    fn flushed(&self) {
+    fn on_flush(&self) {
         let mut state = self.state();
-        if state.blocked.take().is_some() {
+        if state.write_blocked.take().is_some() {
             let now = Instant::now();
-            state.since = now;
+            state.last_activity = now;
             state.head = state.head.map(|_| now);
             state.streams.restart_incomplete();
         }
@@ -330,9 +332,9 @@ impl Activity {
 }
 
 /// A request's body that comes, to whomever.
-pub struct Receiving(Arc<Activity>);
+pub struct ReceivingBody(Arc<ConnectionState>);
 
-impl Receiving {
+impl ReceivingBody {
     /// A part of the body has come.
     pub fn progress(&self) {
         self.0.state().unused = 0;
@@ -344,7 +346,7 @@ impl Receiving {
     }
 }
 
-impl Drop for Receiving {
+impl Drop for ReceivingBody {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.bodies -= 1;
@@ -353,15 +355,15 @@ impl Drop for Receiving {
 }
 
 /// A request whose answer has not passed yet.
-pub struct Open {
-    activity: Arc<Activity>,
+pub struct InFlightRequest {
+    connection: Arc<ConnectionState>,
     /// Memory that the request takes.
     parts: Vec<Part>,
 }
 
-impl Open {
-    pub fn activity(&self) -> &Arc<Activity> {
-        &self.activity
+impl InFlightRequest {
+    pub fn connection(&self) -> &Arc<ConnectionState> {
+        &self.connection
     }
 
     /// Keeps memory until the response has gone to the kernel.
@@ -371,48 +373,48 @@ impl Open {
 
     /// Records that the response's body has failed and that the client could take it for whole.
     pub fn fail(&self) {
-        self.activity.state().failed = true;
+        self.connection.state().failed = true;
     }
 }
 
-impl Drop for Open {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
-        let mut state = self.activity.state();
-        state.open -= 1;
-        if state.open == 0 {
-            self.activity.metrics.busy_connections.dec();
+        let mut state = self.connection.state();
+        state.in_flight -= 1;
+        if state.in_flight == 0 {
+            self.connection.metrics.busy_connections.dec();
         }
-        state.since = Instant::now();
-        if state.open == 0 && state.bodies == 0 && state.is_within_head() {
+        state.last_activity = Instant::now();
+        if state.in_flight == 0 && state.bodies == 0 && state.is_within_head() {
             // The next request was sent behind this one, and has begun to come.
-            state.head = Some(state.since);
+            state.head = Some(state.last_activity);
         }
         state.sent_parts.append(&mut self.parts);
     }
 }
 
-/// A connection's bytes, with word of them to its [`Activity`].
+/// A connection's bytes, with word of them to its [`ConnectionState`].
 #[derive(Clone)]
 pub struct Transport {
     /// Never contended: HTTP holds one clone, and [`Transport::close`] has another one's when HTTP
     /// is done.
     stream: Arc<Mutex<Take<TcpStream>>>,
-    activity: Arc<Activity>,
+    connection: Arc<ConnectionState>,
 }
 
 impl Transport {
-    pub fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
+    pub fn new(stream: TcpStream, connection: Arc<ConnectionState>) -> Self {
         let stream = Arc::new(Mutex::new(stream.take(READ_BYTES)));
-        Self { stream, activity }
+        Self { stream, connection }
     }
 
     /// Closes the connection in a way that its last response survives; nobody else may hold it. If
-    /// [`Open::fail`] was called, resets it: with HTTP/1.0 an orderly close would be the end of a whole
+    /// [`InFlightRequest::fail`] was called, resets it: with HTTP/1.0 an orderly close would be the end of a whole
     /// response (RFC 9112, section 6.3).
     pub async fn close(self) {
-        let (ended, failed) = {
-            let state = self.activity.state();
-            (state.ended, state.failed)
+        let (read_closed, failed) = {
+            let state = self.connection.state();
+            (state.read_closed, state.failed)
         };
         let Some(stream) = Arc::into_inner(self.stream) else {
             return;
@@ -422,8 +424,8 @@ impl Transport {
         if failed {
             // Fails only where the connection is gone.
             let _ = stream.set_zero_linger();
-        } else if !ended {
-            close(stream, LINGER).await;
+        } else if !read_closed {
+            lingering_close(stream, LINGERING_CLOSE_TIMEOUT).await;
         }
     }
 
@@ -431,9 +433,9 @@ impl Transport {
     /// the client does not take, they go as well: an orderly close would keep them until the client takes them.
     pub async fn cut(self) {
         let (is_blocked, is_over, is_between) = {
-            let state = self.activity.state();
-            let is_between = state.open == 0 && !state.is_http2();
-            (state.blocked.is_some(), state.is_over, is_between)
+            let state = self.connection.state();
+            let is_between = state.in_flight == 0 && !state.is_http2();
+            (state.write_blocked.is_some(), state.is_over, is_between)
         };
         let Some(stream) = Arc::into_inner(self.stream) else {
             return;
@@ -441,8 +443,8 @@ impl Transport {
         let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
         let stream = stream.into_inner();
         if is_over && is_between && !is_blocked {
-            let _ = stream.try_write(NO_ROOM);
-            close(stream, LINGER).await;
+            let _ = stream.try_write(OVERLOADED_RESPONSE);
+            lingering_close(stream, LINGERING_CLOSE_TIMEOUT).await;
         } else if is_over || is_blocked {
             // Fails only where the connection is gone.
             let _ = stream.set_zero_linger();
@@ -455,12 +457,12 @@ impl Transport {
 }
 
 /// Tells the client that nothing more comes, and takes in what it still sends.
-pub async fn close(mut stream: TcpStream, limit: Duration) {
-    let last_words = async {
+pub async fn lingering_close(mut stream: TcpStream, limit: Duration) {
+    let drain_input = async {
         stream.shutdown().await?;
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     };
-    let _ = timeout(limit, last_words).await;
+    let _ = timeout(limit, drain_input).await;
 }
 
 impl AsyncRead for Transport {
@@ -475,7 +477,7 @@ impl AsyncRead for Transport {
         ready!(Pin::new(&mut *stream).poll_read(cx, buffer))?;
         drop(stream);
         let received = buffer.filled().get(before..).unwrap_or_default();
-        match self.activity.received(received) {
+        match self.connection.on_read(received) {
             true => Poll::Ready(Ok(())),
             false => Poll::Ready(Err(io::Error::other("no buffers are left"))),
         }
@@ -485,7 +487,7 @@ impl AsyncRead for Transport {
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let sent = Pin::new(self.stream().get_mut()).poll_write(cx, bytes);
-        self.activity.sent(&sent, &[IoSlice::new(bytes)]);
+        self.connection.on_write(&sent, &[IoSlice::new(bytes)]);
         sent
     }
 
@@ -495,7 +497,7 @@ impl AsyncWrite for Transport {
         pieces: &[IoSlice],
     ) -> Poll<io::Result<usize>> {
         let sent = Pin::new(self.stream().get_mut()).poll_write_vectored(cx, pieces);
-        self.activity.sent(&sent, pieces);
+        self.connection.on_write(&sent, pieces);
         sent
     }
 
@@ -505,7 +507,7 @@ impl AsyncWrite for Transport {
 
     /// A socket has no buffer of ours. HTTP flushes when it has nothing more to write.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        self.activity.flushed();
+        self.connection.on_flush();
         Poll::Ready(Ok(()))
     }
 

@@ -4,13 +4,13 @@
 use crate::component::file::{Component, Description};
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
-use crate::connection::transport::{self, NO_ROOM};
-use crate::listener::worker::{Connection, Idle, LINGER, Worker};
+use crate::connection::transport::{self, OVERLOADED_RESPONSE};
+use crate::listener::worker::{Connection, IDLE_GRACE_PERIOD, Worker, WorkerThread};
 use crate::outbound::client::Outbound;
 use crate::request::management::{self, Health, Source};
 use crate::request::service::{Handler, Service};
 use crate::sandbox::budget::Budget;
-use crate::sandbox::handler::{Limits, Sandbox};
+use crate::sandbox::handler::{ComponentHandler, Limits};
 use crate::sandbox::host::Shared;
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::Metrics;
@@ -31,22 +31,22 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-/// Clients that can be told so at a time; more are cut without a word.
-const TOLD: u64 = 256;
+/// Clients that can be rejections so at a time; more are cut without a word.
+const MAX_PENDING_REJECTIONS: u64 = 256;
 
 /// How long one of them may take to hear it.
-const TELLING: Duration = Duration::from_secs(1);
+const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Timeouts of the management listener's connections. While all are taken by clients that say nothing, another waits as long.
 const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait after `accept` failed for another reason than a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// File descriptors that the server needs besides those of connections: by itself, with the images of a component's
 /// memories, and for each worker's runtime.
-const OWN_FILES: u64 = 40 + management::MAX_CONNECTIONS as u64;
-const WORKER_FILES: u64 = 6;
+const RESERVED_FDS: u64 = 40 + management::MAX_CONNECTIONS as u64;
+const FDS_PER_WORKER: u64 = 6;
 
 /// Bytes that the kernel may hold for a client that has not confirmed them, and of these, bytes that the client has no
 /// room for.
@@ -59,7 +59,7 @@ pub struct Server {
     management: Option<TcpListener>,
     config: Config,
     service: Arc<Service>,
-    sandbox: Arc<Sandbox>,
+    sandbox: Arc<ComponentHandler>,
     description: Description,
     log: Log,
 }
@@ -80,9 +80,9 @@ impl Server {
         let management = config.management.map(|it| bind(it, "MANAGEMENT_LISTEN"));
         let management = management.transpose()?;
         let limits = Limits {
-            calls: config.max_requests,
-            time: config.guest_timeout,
-            requests: config.requests_per_sandbox,
+            max_concurrent_requests: config.max_requests,
+            request_timeout: config.guest_timeout,
+            max_reuse_count: config.requests_per_sandbox,
             memory: config.guest_memory,
             resident: config.guest_memory_resident,
         };
@@ -107,7 +107,7 @@ impl Server {
         };
         component.check_total(config.guest_memory_total)?;
         let buffers = Buffers::new(config.max_connections);
-        let sandbox = Sandbox::load(component, limits, shared, buffers.clone())?;
+        let sandbox = ComponentHandler::load(component, limits, shared, buffers.clone())?;
         let sandbox = Arc::new(sandbox);
         Ok(Self {
             listener,
@@ -149,15 +149,15 @@ impl Server {
     /// One line, when the system denies a thread or a file descriptor.
     pub async fn run(
         self,
-        workers: Vec<Idle>,
+        workers: Vec<WorkerThread>,
         mut stop: mpsc::Receiver<String>,
     ) -> Result<(), String> {
         let error = |error: io::Error| format!("cannot serve: {error}");
-        let files = divide_files(&self.config, workers.len())?;
-        let all = files.connections;
+        let fds = divide_fds(&self.config, workers.len())?;
+        let all = fds.connections;
         let most = self.config.max_connections;
         if all < most {
-            let limit = files.limit;
+            let limit = fds.limit;
             self.log.event(
                 Level::Warn,
                 format_args!(
@@ -167,8 +167,9 @@ impl Server {
             );
         }
         let (close_idle, closing) = watch::channel(false);
-        let serve =
-            |worker: Idle| worker.serve(self.service.clone(), &self.config, closing.clone());
+        let serve = |worker: WorkerThread| {
+            worker.serve(self.service.clone(), &self.config, closing.clone())
+        };
         let workers: io::Result<Vec<_>> = workers.into_iter().map(serve).collect();
         let workers = workers.map_err(error)?;
         let health = Arc::new(Health::new(
@@ -203,15 +204,15 @@ impl Server {
                 shutdown: Arc::default(),
             });
             let open = stays_open.subscribe();
-            let worker = Idle::start("management", false).map_err(error)?;
+            let worker = WorkerThread::start("management", false).map_err(error)?;
             let worker = worker.serve(service, &config, open).map_err(error)?;
             management::accept(listener, worker, &self.log).map_err(error)?;
         }
-        let places = Arc::new(Semaphore::new(all as usize));
+        let connection_limit = Arc::new(Semaphore::new(all as usize));
         self.listener.set_nonblocking(true).map_err(error)?;
-        let mut acceptor = Acceptor::open(
+        let mut acceptor = Acceptor::new(
             self.listener,
-            files.told,
+            fds.rejections,
             self.log.clone(),
             self.service.metrics.clone(),
         )
@@ -219,11 +220,11 @@ impl Server {
 
         let mut reason = tokio::select! {
             reason = stop.recv() => reason.unwrap_or_default(),
-            never = acceptor.accept(&workers, &places) => match never {},
+            never = acceptor.accept(&workers, &connection_limit) => match never {},
         };
         health.end_readiness();
         let delay = self.config.drain_delay;
-        let mut is_told_again = false;
+        let mut has_second_signal = false;
         if !delay.is_zero() {
             self.log.event(
                 Level::Info,
@@ -232,50 +233,53 @@ impl Server {
             tokio::select! {
                 again = stop.recv() => {
                     reason = again.unwrap_or_default();
-                    is_told_again = true;
+                    has_second_signal = true;
                 }
                 () = sleep(delay) => {}
-                never = acceptor.accept(&workers, &places) => match never {},
+                never = acceptor.accept(&workers, &connection_limit) => match never {},
             }
         }
         // From here on the listener refuses. Who has connected by now is still served.
         let shutdown = &self.service.shutdown;
         shutdown.is_draining.store(true, Ordering::Relaxed);
-        let listener = acceptor.close().map_err(error)?;
+        let listener = acceptor.into_listener().map_err(error)?;
         while let Ok((stream, peer)) = listener.accept()
-            && let Ok(place) = places.clone().try_acquire_owned()
+            && let Ok(permit) = connection_limit.clone().try_acquire_owned()
         {
-            assign(
+            dispatch(
                 &workers,
                 Connection {
                     stream,
                     peer,
-                    place,
+                    permit,
                 },
             );
         }
         drop(listener);
-        let open = || all as usize - places.available_permits();
+        let open = || all as usize - connection_limit.available_permits();
         self.log.event(
             Level::Info,
             format_args!("{reason}: shutting down, {} connections open", open()),
         );
 
-        let told_again = async {
-            if !is_told_again {
+        let second_signal = async {
+            if !has_second_signal {
                 stop.recv().await;
             }
         };
         let drained = async {
-            // All places free: all connections closed.
-            if timeout(LINGER, places.acquire_many(all)).await.is_err() {
+            // All connection_limit free: all connections closed.
+            if timeout(IDLE_GRACE_PERIOD, connection_limit.acquire_many(all))
+                .await
+                .is_err()
+            {
                 close_idle.send_replace(true);
-                let _ = places.acquire_many(all).await;
+                let _ = connection_limit.acquire_many(all).await;
             }
         };
         let why = tokio::select! {
             () = drained => None,
-            () = told_again => Some("told again"),
+            () = second_signal => Some("told again"),
             () = sleep(self.config.drain_timeout) => Some("out of time"),
         };
         if let Some(why) = why {
@@ -286,19 +290,19 @@ impl Server {
                 Level::Warn,
                 format_args!(
                     "{why}: {} on {} cut",
-                    counted(requests, "request"),
-                    counted(connections, "connection")
+                    pluralize(requests, "request"),
+                    pluralize(connections, "connection")
                 ),
             );
         }
         for worker in workers {
-            worker.end();
+            worker.shutdown();
         }
         Ok(())
     }
 }
 
-fn counted(number: usize, noun: &str) -> String {
+fn pluralize(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
 }
@@ -311,12 +315,12 @@ fn counted(number: usize, noun: &str) -> String {
 pub fn start_workers(
     config: &Config,
     load: impl FnOnce() + Send + 'static,
-) -> Result<Vec<Idle>, String> {
-    raise_file_limit();
+) -> Result<Vec<WorkerThread>, String> {
+    raise_fd_limit();
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    divide_files(config, cores)?;
+    divide_fds(config, cores)?;
     let start = || {
-        Idle::start("worker", !config.outbound.allowed.is_empty())
+        WorkerThread::start("worker", !config.outbound.allowed.is_empty())
             .map_err(|error| format!("cannot start: {error}"))
     };
     let first = start()?;
@@ -330,7 +334,7 @@ pub fn start_workers(
 
 /// Raises the limit on file descriptors as far as this process may: shells and engines set it low
 /// for the sake of programs that use `select`.
-fn raise_file_limit() {
+fn raise_fd_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
@@ -341,8 +345,12 @@ fn raise_file_limit() {
 
 /// Starts to listen on an address that this setting chooses.
 fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(address)
-        .map_err(|error| format!("cannot listen on {address}: {}", advice(&error, setting)))
+    TcpListener::bind(address).map_err(|error| {
+        format!(
+            "cannot listen on {address}: {}",
+            describe_bind_error(&error, setting)
+        )
+    })
 }
 
 /// Bounds what the kernel holds for each client, which the sockets of connections have from the listener's.
@@ -358,7 +366,7 @@ fn bound_send_buffers(listener: &TcpListener, write_timeout: Duration) -> io::Re
     socket.set_tcp_user_timeout(Some(write_timeout))
 }
 
-fn advice(error: &io::Error, setting: &str) -> String {
+fn describe_bind_error(error: &io::Error, setting: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!("the address is in use; choose another with {setting}")
@@ -372,12 +380,12 @@ fn advice(error: &io::Error, setting: &str) -> String {
 }
 
 /// What the file descriptors are for.
-struct Files {
+struct FdLimits {
     limit: u64,
     /// Connections that may be open.
     connections: u32,
-    /// Clients that can be told at a time that there is no room.
-    told: usize,
+    /// Clients that can be rejections at a time that there is no room.
+    rejections: usize,
 }
 
 /// Divides the file descriptors that this process may have. Where they are too few for all, the server and the clients
@@ -385,34 +393,37 @@ struct Files {
 ///
 /// # Errors
 /// One line, when they are too few to serve at all.
-fn divide_files(config: &Config, workers: usize) -> Result<Files, String> {
+fn divide_fds(config: &Config, workers: usize) -> Result<FdLimits, String> {
     let connections = u64::from(config.max_connections);
     let outbound = match config.outbound.allowed.as_slice() {
         [] => 0,
         _ => u64::from(config.outbound.connections),
     };
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let own = OWN_FILES + WORKER_FILES * workers as u64;
-    let left = files.saturating_sub(own + outbound);
-    let told = TOLD.min(left / 4);
-    let fit = connections.min(left - told);
+    let fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let own = RESERVED_FDS + FDS_PER_WORKER * workers as u64;
+    let left = fds.saturating_sub(own + outbound);
+    let rejections = MAX_PENDING_REJECTIONS.min(left / 4);
+    let fit = connections.min(left - rejections);
     if fit == 0 {
         return Err(format!(
-            "the limit of {files} file descriptors is too low: the server needs {} for itself; raise it with `ulimit -n`",
+            "the limit of {fds} file descriptors is too low: the server needs {} for itself; raise it with `ulimit -n`",
             own + outbound + 1
         ));
     }
-    Ok(Files {
-        limit: files,
+    Ok(FdLimits {
+        limit: fds,
         connections: fit as u32,
-        told: told.max(1) as usize,
+        rejections: rejections.max(1) as usize,
     })
 }
 
 /// Gives the connection to the worker that has the fewest.
-fn assign(workers: &[Worker], connection: Connection) {
-    if let Some(worker) = workers.iter().min_by_key(|worker| worker.load()) {
-        worker.take(connection);
+fn dispatch(workers: &[Worker], connection: Connection) {
+    if let Some(worker) = workers
+        .iter()
+        .min_by_key(|worker| worker.connection_count())
+    {
+        worker.dispatch(connection);
     }
 }
 
@@ -420,87 +431,91 @@ fn assign(workers: &[Worker], connection: Connection) {
 struct Acceptor {
     listener: tokio::net::TcpListener,
     /// Given up when there are no more file descriptors, to have one to turn clients away with.
-    spare: Option<OwnedFd>,
-    being_told: Arc<Semaphore>,
+    reserve_fd: Option<OwnedFd>,
+    pending_rejections: Arc<Semaphore>,
     log: Log,
     metrics: Arc<Metrics>,
 }
 
 impl Acceptor {
-    fn open(
+    fn new(
         listener: TcpListener,
-        told: usize,
+        rejections: usize,
         log: Log,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         Ok(Self {
-            spare: dup(&listener).ok(),
+            reserve_fd: dup(&listener).ok(),
             listener: tokio::net::TcpListener::from_std(listener)?,
-            being_told: Arc::new(Semaphore::new(told)),
+            pending_rejections: Arc::new(Semaphore::new(rejections)),
             log,
             metrics,
         })
     }
 
-    fn close(self) -> io::Result<TcpListener> {
+    fn into_listener(self) -> io::Result<TcpListener> {
         self.listener.into_std()
     }
 
     /// Accepts connections for ever.
-    async fn accept(&mut self, workers: &[Worker], places: &Arc<Semaphore>) -> Infallible {
+    async fn accept(
+        &mut self,
+        workers: &[Worker],
+        connection_limit: &Arc<Semaphore>,
+    ) -> Infallible {
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => match places.clone().try_acquire_owned() {
-                    Ok(place) => {
+                Ok((stream, peer)) => match connection_limit.clone().try_acquire_owned() {
+                    Ok(permit) => {
                         if let Ok(stream) = stream.into_std() {
-                            assign(
+                            dispatch(
                                 workers,
                                 Connection {
                                     stream,
                                     peer,
-                                    place,
+                                    permit,
                                 },
                             );
                         }
                     }
-                    Err(_) => self.turn_away(stream),
+                    Err(_) => self.reject(stream),
                 },
                 // The client was gone before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    let is_lack_of_files = is_lack_of_files(&error);
-                    self.log.often("accept", move |count| {
+                    let is_fd_exhausted = is_fd_exhausted(&error);
+                    self.log.event_throttled("accept", move |count| {
                         format!("cannot accept connections: {error} ({count} times)")
                     });
-                    if is_lack_of_files && self.spare.take().is_some() {
-                        self.cut_one().await;
+                    if is_fd_exhausted && self.reserve_fd.take().is_some() {
+                        self.reject_next().await;
                     } else {
-                        sleep(ACCEPT_PAUSE).await;
+                        sleep(ACCEPT_BACKOFF).await;
                     }
-                    self.spare = self.spare.take().or_else(|| dup(&self.listener).ok());
+                    self.reserve_fd = self.reserve_fd.take().or_else(|| dup(&self.listener).ok());
                 }
             }
         }
     }
 
     /// Tells a client in the background that there is no room.
-    fn turn_away(&mut self, mut stream: tokio::net::TcpStream) {
+    fn reject(&mut self, mut stream: tokio::net::TcpStream) {
         self.metrics.rejected_connections.count("max_connections");
-        self.log.often("turned away", |count| {
+        self.log.event_throttled("turned away", |count| {
             format!("MAX_CONNECTIONS are open: {count} more turned away")
         });
-        let Ok(told) = self.being_told.clone().try_acquire_owned() else {
+        let Ok(rejections) = self.pending_rejections.clone().try_acquire_owned() else {
             return;
         };
         tokio::spawn(async move {
-            let _ = timeout(TELLING, stream.write_all(NO_ROOM)).await;
-            transport::close(stream, TELLING).await;
-            drop(told);
+            let _ = timeout(REJECT_TIMEOUT, stream.write_all(OVERLOADED_RESPONSE)).await;
+            transport::lingering_close(stream, REJECT_TIMEOUT).await;
+            drop(rejections);
         });
     }
 
     /// Tells the client whose turn it is, in no time and without another file descriptor.
-    async fn cut_one(&mut self) {
+    async fn reject_next(&mut self) {
         let next = poll_fn(|cx| match self.listener.poll_accept(cx) {
             Poll::Ready(Ok((stream, _))) => Poll::Ready(Some(stream)),
             _ => Poll::Ready(None),
@@ -509,13 +524,13 @@ impl Acceptor {
             self.metrics.rejected_connections.count("file_descriptors");
             // What is left unread would reset the connection, and the answer be lost.
             let _ = stream.try_read(&mut [0; 4096]);
-            let _ = stream.try_write(NO_ROOM);
+            let _ = stream.try_write(OVERLOADED_RESPONSE);
         }
     }
 }
 
 /// Whether the process (`EMFILE`) or the system (`ENFILE`) has no file descriptor left.
-fn is_lack_of_files(error: &io::Error) -> bool {
+fn is_fd_exhausted(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }

@@ -4,7 +4,7 @@
 //! and is half again as fast as a runtime shared by all cores.
 
 use crate::config::settings::Config;
-use crate::connection::transport::{Activity, Timeouts, Transport};
+use crate::connection::transport::{ConnectionState, Timeouts, Transport};
 use crate::request::service::{Handler, Service};
 use crate::request::validate::MAX_FIELDS;
 use http::StatusCode;
@@ -27,21 +27,21 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 /// Bytes that a request's head may have; more are answered with 431.
-const HEADER_BYTES: usize = 32 << 10;
+const MAX_HEADER_BYTES: usize = 32 << 10;
 
 /// HTTP/2 requests that one connection may have under way.
-const STREAMS: u32 = 100;
+const MAX_CONCURRENT_STREAMS: u32 = 100;
 
 /// The same for the management listener, whose responses take no part of the buffers: a whole `/metrics` can have 1.7 MB.
 const MANAGEMENT_STREAMS: u32 = 1;
 
 /// Bytes of request bodies that a connection of HTTP/2, and one of its streams, may send ahead: the least that a connection
 /// can have (RFC 9113, section 6.9.2).
-const WINDOW: u32 = 65_535;
+const RECEIVE_WINDOW_BYTES: u32 = 65_535;
 
 /// How long an idle connection stays open when the server shuts down. A client that sent its next request before it saw the
 /// shutdown is still served.
-pub const LINGER: Duration = Duration::from_millis(300);
+pub const IDLE_GRACE_PERIOD: Duration = Duration::from_millis(300);
 
 /// How long a client of HTTP/2 has to acknowledge GOAWAY (RFC 9113, section 6.8) when the server shuts down. One that does
 /// not read while it is idle never does. A slow one first takes what the kernel has of earlier responses.
@@ -49,30 +49,30 @@ const GOAWAY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Threads of a worker that look up names for outbound requests. Each of a name server's timeouts keeps one busy for
 /// seconds.
-const RESOLVERS: usize = 16;
+const RESOLVER_THREADS: usize = 16;
 
 /// A resolver's time without work before it ends: none, as the runtime aborts the process if there is no resolver and
 /// the system denies a thread.
-const RESOLVER_IDLE: Duration = Duration::from_secs(u32::MAX as u64);
+const RESOLVER_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// A connection, and its place among [`Config::max_connections`] for as long as it is open.
+/// A connection, and its permit among [`Config::max_connections`] for as long as it is open.
 pub struct Connection {
     pub stream: TcpStream,
     pub peer: SocketAddr,
-    pub place: OwnedSemaphorePermit,
+    pub permit: OwnedSemaphorePermit,
 }
 
 /// Runs on a worker's thread, within its runtime.
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread with a runtime of its own, which has no service yet.
-pub struct Idle {
+pub struct WorkerThread {
     jobs: mpsc::UnboundedSender<Job>,
     started: std::sync::mpsc::Receiver<io::Result<Handle>>,
     thread: JoinHandle<()>,
 }
 
-impl Idle {
+impl WorkerThread {
     /// Starts the thread, and does not wait for it.
     ///
     /// # Errors
@@ -90,8 +90,8 @@ impl Idle {
         let thread = thread.spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
-                .max_blocking_threads(RESOLVERS)
-                .thread_keep_alive(RESOLVER_IDLE)
+                .max_blocking_threads(RESOLVER_THREADS)
+                .thread_keep_alive(RESOLVER_KEEP_ALIVE)
                 .thread_name("resolver")
                 .build();
             let runtime = runtime.and_then(|runtime| {
@@ -143,7 +143,7 @@ impl Idle {
         let runtime = self.started.recv().map_err(io::Error::other)??;
         Ok(Worker {
             jobs: self.jobs,
-            protocol: Arc::new(Protocol::new(service, config, closing)),
+            handler: Arc::new(ConnectionHandler::new(service, config, closing)),
             load: Arc::default(),
             thread: self.thread,
             runtime,
@@ -154,7 +154,7 @@ impl Idle {
 /// A thread that serves connections.
 pub struct Worker {
     jobs: mpsc::UnboundedSender<Job>,
-    protocol: Arc<Protocol>,
+    handler: Arc<ConnectionHandler>,
     /// Each of the worker's connections holds a clone.
     load: Arc<()>,
     thread: JoinHandle<()>,
@@ -168,53 +168,53 @@ impl Worker {
     }
 
     /// How many connections the worker has, give or take a constant.
-    pub fn load(&self) -> usize {
+    pub fn connection_count(&self) -> usize {
         Arc::strong_count(&self.load)
     }
 
     /// Hands a connection to the worker.
-    pub fn take(&self, connection: Connection) {
-        let (protocol, load) = (self.protocol.clone(), self.load.clone());
+    pub fn dispatch(&self, connection: Connection) {
+        let (handler, load) = (self.handler.clone(), self.load.clone());
         // A worker that is gone takes its connections along.
         let _ = self.jobs.send(Box::new(move || {
             tokio::spawn(async move {
-                protocol.serve(connection).await;
+                handler.serve(connection).await;
                 drop(load);
             });
         }));
     }
 
     /// Ends the thread, and cuts the connections that it still has.
-    pub fn end(self) {
+    pub fn shutdown(self) {
         drop(self.jobs);
         let _ = self.thread.join();
     }
 }
 
 /// HTTP/1.1 and HTTP/2 (by prior knowledge), with their limits.
-struct Protocol {
+struct ConnectionHandler {
     http: auto::Builder<TokioExecutor>,
     timeouts: Timeouts,
     service: Arc<Service>,
     closing: watch::Receiver<bool>,
 }
 
-impl Protocol {
+impl ConnectionHandler {
     fn new(service: Arc<Service>, config: &Config, closing: watch::Receiver<bool>) -> Self {
         let streams = match service.handler {
-            Handler::Guests(_) => STREAMS,
+            Handler::Guests(_) => MAX_CONCURRENT_STREAMS,
             Handler::Management(_) => MANAGEMENT_STREAMS,
         };
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .max_headers(MAX_FIELDS)
-            .max_buf_size(HEADER_BYTES);
+            .max_buf_size(MAX_HEADER_BYTES);
         http.http2()
             .timer(TokioTimer::new())
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(RECEIVE_WINDOW_BYTES)
+            .initial_stream_window_size(RECEIVE_WINDOW_BYTES)
             .max_concurrent_streams(streams)
-            .max_header_list_size(HEADER_BYTES as u32);
+            .max_header_list_size(MAX_HEADER_BYTES as u32);
         Self {
             http,
             timeouts: Timeouts::of(config),
@@ -227,57 +227,57 @@ impl Protocol {
         let Connection {
             stream,
             peer,
-            place,
+            permit,
         } = connection;
-        let Ok(stream) = register(stream) else {
+        let Ok(stream) = into_tokio(stream) else {
             return; // It broke before its first byte.
         };
         let Service {
             buffers, metrics, ..
         } = &*self.service;
         metrics.connections.inc();
-        let activity = Activity::new(self.timeouts, buffers.clone(), metrics.clone());
-        let activity = Arc::new(activity);
-        let transport = Transport::new(stream, activity.clone());
-        let end = self.converse(transport.clone(), &activity, peer).await;
+        let connection = ConnectionState::new(self.timeouts, buffers.clone(), metrics.clone());
+        let connection = Arc::new(connection);
+        let transport = Transport::new(stream, connection.clone());
+        let end = self.serve_http(transport.clone(), &connection, peer).await;
         let refused = match end {
-            End::Closed => None,
-            End::Refused(status) => Some(status),
-            End::Cut if activity.is_over() => {
+            ConnectionEnd::Closed => None,
+            ConnectionEnd::Refused(status) => Some(status),
+            ConnectionEnd::Cut if connection.is_over() => {
                 self.service.log_cut();
                 None
             }
-            End::Cut => activity.head().map(|_| StatusCode::REQUEST_TIMEOUT),
+            ConnectionEnd::Cut => connection.head().map(|_| StatusCode::REQUEST_TIMEOUT),
         };
         if let Some(status) = refused {
-            let took = activity.head().map(|since| since.elapsed());
+            let took = connection.head().map(|since| since.elapsed());
             self.service
                 .log_refused(peer, status, took.unwrap_or_default());
         }
         match end {
-            End::Cut => transport.cut().await,
+            ConnectionEnd::Cut => transport.cut().await,
             _ => transport.close().await,
         }
         metrics.connections.dec();
-        drop(place);
+        drop(permit);
     }
 
     /// Responds to requests until the connection has had its last.
-    async fn converse(
+    async fn serve_http(
         &self,
         transport: Transport,
-        activity: &Arc<Activity>,
+        connection: &Arc<ConnectionState>,
         peer: SocketAddr,
-    ) -> End {
-        let answer = service_fn(|request| {
+    ) -> ConnectionEnd {
+        let respond = service_fn(|request| {
             let service = self.service.clone();
-            let activity = activity.clone();
+            let connection = connection.clone();
             // Boxed, as hyper keeps room for it in each connection, the idle ones included.
-            Box::pin(
-                async move { Ok::<_, Infallible>(service.answer(peer, request, &activity).await) },
-            )
+            Box::pin(async move {
+                Ok::<_, Infallible>(service.handle(peer, request, &connection).await)
+            })
         });
-        let mut http = pin!(self.http.serve_connection(TokioIo::new(transport), answer));
+        let mut http = pin!(self.http.serve_connection(TokioIo::new(transport), respond));
         let mut closing = self.closing.clone();
         let mut closing = pin!(async move {
             let _ = closing.wait_for(|closing| *closing).await;
@@ -293,33 +293,33 @@ impl Protocol {
         poll_fn(|cx| {
             loop {
                 let polled = http.as_mut().poll(cx);
-                for status in activity.take_refused() {
+                for status in connection.take_refused() {
                     if status == StatusCode::SERVICE_UNAVAILABLE {
                         self.service.metrics.rejected_requests.count("max_streams");
                     }
                     self.service.log_refused(peer, status, Duration::ZERO);
                 }
                 if let Poll::Ready(ended) = polled {
-                    return Poll::Ready(End::of(ended, activity));
+                    return Poll::Ready(ConnectionEnd::of(ended, connection));
                 }
-                if activity.is_over() {
-                    return Poll::Ready(End::Cut);
+                if connection.is_over() {
+                    return Poll::Ready(ConnectionEnd::Cut);
                 }
                 is_closing = is_closing || closing.as_mut().poll(cx).is_ready();
                 let end = match closed {
                     _ if !is_closing => None,
-                    None => activity.closes_at(LINGER),
-                    Some(closed) => activity.is_over_at(closed, GOAWAY_TIMEOUT),
+                    None => connection.closes_at(IDLE_GRACE_PERIOD),
+                    Some(closed) => connection.is_over_at(closed, GOAWAY_TIMEOUT),
                 };
                 if end.is_some_and(|end| end <= Instant::now()) {
                     if closed.is_some() {
-                        return Poll::Ready(End::Closed);
+                        return Poll::Ready(ConnectionEnd::Closed);
                     }
                     closed = Some(Instant::now());
                     http.as_mut().graceful_shutdown();
                     continue;
                 }
-                let (deadline, timeout) = activity.deadline().unzip();
+                let (deadline, timeout) = connection.deadline().unzip();
                 let deadline = deadline.map(|it| grace.map_or(it, |grace| it.max(grace)));
                 let Some(next) = deadline.into_iter().chain(end).min() else {
                     return Poll::Pending;
@@ -334,8 +334,8 @@ impl Protocol {
                 if let (None, Some(timeout)) = (grace, timeout) {
                     self.service.metrics.timeouts.count(timeout);
                 }
-                if grace.is_some() || !activity.is_multiplexed() {
-                    return Poll::Ready(End::Cut);
+                if grace.is_some() || !connection.is_multiplexed() {
+                    return Poll::Ready(ConnectionEnd::Cut);
                 }
                 // HTTP/2 says that the connection closes, and a client that does not go on cuts no other response.
                 closed = Some(Instant::now());
@@ -348,7 +348,7 @@ impl Protocol {
 }
 
 /// How a connection ends.
-enum End {
+enum ConnectionEnd {
     /// In order, or by the client.
     Closed,
     /// hyper refuses what has come, with this status.
@@ -357,15 +357,15 @@ enum End {
     Cut,
 }
 
-impl End {
+impl ConnectionEnd {
     /// An error is the client's, which broke off or sent what is not HTTP, unless there was no memory for it.
-    fn of(ended: Result<(), Box<dyn Error + Send + Sync>>, activity: &Activity) -> Self {
+    fn of(ended: Result<(), Box<dyn Error + Send + Sync>>, connection: &ConnectionState) -> Self {
         let error = ended.err();
         let error = error
             .as_ref()
             .and_then(|it| it.downcast_ref::<hyper::Error>());
         match error {
-            _ if activity.is_over() => Self::Cut,
+            _ if connection.is_over() => Self::Cut,
             Some(error) if error.is_parse_too_large() => {
                 Self::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }
@@ -376,7 +376,7 @@ impl End {
 }
 
 /// Puts the connection under the care of this thread's runtime.
-fn register(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
+fn into_tokio(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     tokio::net::TcpStream::from_std(stream)

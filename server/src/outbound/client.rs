@@ -67,11 +67,11 @@ impl AllowedHost {
     /// # Errors
     /// What the value has to be.
     pub fn parse(value: &str) -> Result<Self, String> {
-        let wanted = || {
+        let expected = || {
             "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 \
              or *://*:*)"
         };
-        let (scheme, rest) = value.split_once("://").ok_or_else(wanted)?;
+        let (scheme, rest) = value.split_once("://").ok_or_else(expected)?;
         let scheme = match scheme {
             "http" => Some(Scheme::HTTP),
             "https" => Some(Scheme::HTTPS),
@@ -91,7 +91,7 @@ impl AllowedHost {
         if lower == "self" || lower == "spin.internal" || lower.ends_with(".spin.internal") {
             return Err("a server has no other components to call: name a host".into());
         }
-        let host = Host::parse(host).ok_or_else(wanted)?;
+        let host = Host::parse(host).ok_or_else(expected)?;
         let port = match (port, &scheme) {
             (Some("*"), _) => None,
             (Some(port), _) => {
@@ -216,10 +216,10 @@ impl<'a> Destination<'a> {
 }
 
 /// Names that are looked up at a time, for guests on all threads.
-const MAX_LOOKUPS: usize = 32;
+const MAX_CONCURRENT_LOOKUPS: usize = 32;
 
-/// The most time that the system's resolver is assumed to take: musl's makes two attempts of 5 s each.
-const LOOKUP_TIME: Duration = Duration::from_secs(10);
+/// The limit time that the system's resolver is assumed to take: musl's makes two attempts of 5 s each.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Characters of a destination that a line of the log has.
 const MAX_LOGGED_CHARS: usize = 256;
@@ -241,7 +241,7 @@ pub struct Limits {
 /// Sends the requests of guests.
 pub struct Outbound {
     limits: Limits,
-    /// The most time that the rest of a failed request's body is taken for.
+    /// The limit time that the rest of a failed request's body is taken for.
     longest: Duration,
     connections: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
@@ -250,10 +250,10 @@ pub struct Outbound {
 }
 
 /// A future as `wasmtime-wasi-http` has it.
-pub type Sending<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
+pub type IoFuture<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
 
 /// A response, and what has to be driven for its body to arrive.
-pub type Sent = (Response<WasiBody>, Sending<()>);
+pub type Sent = (Response<WasiBody>, IoFuture<()>);
 
 impl Outbound {
     /// `guest_timeout` is the time that a guest has for a request.
@@ -265,7 +265,7 @@ impl Outbound {
             log,
             metrics,
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
-            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            lookups: Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS)),
             longest: guest_timeout,
             limits,
         }
@@ -283,13 +283,13 @@ impl Outbound {
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
         mut is_over: watch::Receiver<()>,
-    ) -> Sending<Sent> {
+    ) -> IoFuture<Sent> {
         let request = request.map(|body| RequestBody {
             body: Some(body),
             is_sent: Arc::default(),
             longest: self.longest,
         });
-        let refused = |error| -> Sending<Sent> { Box::new(future::ready(Err(error))) };
+        let refused = |error| -> IoFuture<Sent> { Box::new(future::ready(Err(error))) };
         let uri = request.uri();
         let allowed = Destination::of(uri)
             .filter(|to| self.limits.allowed.iter().any(|host| host.allows(to)));
@@ -298,7 +298,7 @@ impl Outbound {
             let authority = uri.authority().map_or("", without_userinfo);
             let authority: String = authority.chars().take(MAX_LOGGED_CHARS).collect();
             self.metrics.rejected_outbound_requests.count("not_allowed");
-            self.log.often("denied", move |count| {
+            self.log.event_throttled("denied", move |count| {
                 format!(
                     "denied {count} outbound requests, the last to {scheme}://{authority}: not in ALLOWED_OUTBOUND_HOSTS"
                 )
@@ -308,7 +308,7 @@ impl Outbound {
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
             let rejected = &self.metrics.rejected_outbound_requests;
             rejected.count("max_connections");
-            self.log.often("outbound limit", |count| {
+            self.log.event_throttled("outbound limit", |count| {
                 format!("outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected {count} outbound requests")
             });
             return refused(Error::ConnectionLimitReached);
@@ -330,7 +330,7 @@ impl Outbound {
             let lookup = match name {
                 Some(name) => tokio::select! {
                     biased;
-                    lookup = look_up(name, lookups) => Some(lookup?),
+                    lookup = resolve(name, lookups) => Some(lookup?),
                     () = &mut no_connection => return Err(Error::ConnectionTimeout),
                 },
                 None => None,
@@ -341,14 +341,14 @@ impl Outbound {
                 () = no_connection => {
                     // The library's look-up may go on.
                     tokio::spawn(async move {
-                        sleep(LOOKUP_TIME).await;
+                        sleep(LOOKUP_TIMEOUT).await;
                         drop(lookup);
                     });
                     return Err(Error::ConnectionTimeout);
                 }
             };
             drop(lookup);
-            let io: Sending<()> = Box::new(async move {
+            let io: IoFuture<()> = Box::new(async move {
                 let _permit = permit;
                 // A guest that serves several requests may hold on to the response of one.
                 tokio::select! {
@@ -358,9 +358,9 @@ impl Outbound {
             });
             Ok((response.map(BodyExt::boxed_unsync), io))
         };
-        let recorded = Recorded {
+        let recorded = OutboundRecord {
             metrics: self.metrics.clone(),
-            begun: Instant::now(),
+            started: Instant::now(),
             outcome: Err("cancelled"),
         };
         Box::new(async move {
@@ -373,23 +373,24 @@ impl Outbound {
         })
     }
 
-    fn options(&self, asked: RequestOptions) -> RequestOptions {
-        let least =
-            |asked: Option<Duration>, most| Some(asked.map_or(most, |asked| asked.min(most)));
+    fn options(&self, requested: RequestOptions) -> RequestOptions {
+        let least = |requested: Option<Duration>, limit| {
+            Some(requested.map_or(limit, |requested| requested.min(limit)))
+        };
         RequestOptions {
-            connect_timeout: least(asked.connect_timeout, self.limits.connect_timeout),
-            first_byte_timeout: least(asked.first_byte_timeout, self.limits.first_byte_timeout),
-            between_bytes_timeout: least(asked.between_bytes_timeout, self.limits.idle_timeout),
+            connect_timeout: least(requested.connect_timeout, self.limits.connect_timeout),
+            first_byte_timeout: least(requested.first_byte_timeout, self.limits.first_byte_timeout),
+            between_bytes_timeout: least(requested.between_bytes_timeout, self.limits.idle_timeout),
         }
     }
 }
 
 /// Looks up a name; returns the permit for it. The permit stays with the look-up if nobody waits for that any more, so
-/// that there are never more of them than [`MAX_LOOKUPS`].
+/// that there are never more of them than [`MAX_CONCURRENT_LOOKUPS`].
 ///
 /// # Errors
 /// When the name has no address, or the system denies one.
-async fn look_up(
+async fn resolve(
     name: (String, u16),
     lookups: Arc<Semaphore>,
 ) -> Result<OwnedSemaphorePermit, Error> {
@@ -412,26 +413,26 @@ fn without_userinfo(authority: &Authority) -> &str {
 }
 
 /// A request to another service, which is recorded when dropped: its guest may end before the response.
-struct Recorded {
+struct OutboundRecord {
     metrics: Arc<Metrics>,
-    begun: Instant,
+    started: Instant,
     outcome: Result<StatusCode, &'static str>,
 }
 
-impl Drop for Recorded {
+impl Drop for OutboundRecord {
     fn drop(&mut self) {
         self.metrics
-            .outbound_request(self.outcome, self.begun.elapsed());
+            .outbound_request(self.outcome, self.started.elapsed());
     }
 }
 
 /// A request's body on its way to another service.
 struct RequestBody {
-    /// Taken at the end.
+    /// FrameBuffer at the end.
     body: Option<WasiBody>,
-    /// Set when the body is first asked about, which hyper does when the connection is there, TLS included.
+    /// Set when the body is first requested about, which hyper does when the connection is there, TLS included.
     is_sent: Arc<AtomicBool>,
-    /// The most time that a guest writes to it.
+    /// The limit time that a guest writes to it.
     longest: Duration,
 }
 

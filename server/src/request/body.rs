@@ -6,9 +6,9 @@
 
 use crate::connection::buffers::{Buffers, FREE_BYTES, Part};
 use crate::connection::pace::Pace;
-use crate::connection::transport::{Activity, Receiving};
-use crate::sandbox::error::Failure;
-use crate::sandbox::handler::Sandbox;
+use crate::connection::transport::{ConnectionState, ReceivingBody};
+use crate::sandbox::error::HandleError;
+use crate::sandbox::handler::ComponentHandler;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -84,11 +84,11 @@ impl Progress {
 pub struct RequestBody {
     /// Received, and not yet given to the guest.
     received: Bytes,
-    /// Taken for it.
+    /// FrameBuffer for it.
     part: Option<Part>,
     trailers: Option<HeaderMap>,
     /// What is still to come. `None` after the end.
-    incoming: Option<(Incoming, Receiving)>,
+    incoming: Option<(Incoming, ReceivingBody)>,
     /// Set when the client waits for `100 Continue`, which hyper sends when the body is first read. It does not send a
     /// body that nobody reads (RFC 9110, section 10.1.1).
     is_on_demand: bool,
@@ -103,10 +103,10 @@ impl RequestBody {
         incoming: Incoming,
         is_on_demand: bool,
         limit: Duration,
-        activity: &Arc<Activity>,
+        connection: &Arc<ConnectionState>,
     ) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
-        let incoming = incoming.map(|incoming| (incoming, activity.receive_body()));
+        let incoming = incoming.map(|incoming| (incoming, connection.receive_body()));
         Self {
             received: Bytes::new(),
             part: None,
@@ -130,14 +130,14 @@ impl RequestBody {
     /// When the body is not whole or malformed, the client stalls, or there is no permit.
     pub async fn receive(
         &mut self,
-        sandbox: &Sandbox,
+        sandbox: &ComponentHandler,
         buffers: &Buffers,
-    ) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    ) -> Result<Option<OwnedSemaphorePermit>, HandleError> {
         if self.incoming.is_none() {
             return Ok(None);
         }
         if self.is_on_demand {
-            return sandbox.transfer().map(Some).ok_or(Failure::Transfers);
+            return sandbox.transfer().map(Some).ok_or(HandleError::Transfers);
         }
         let mut buffer = Vec::new();
         let mut part = None;
@@ -149,13 +149,13 @@ impl RequestBody {
                     return Poll::Ready(Ok(None));
                 };
                 if buffer.len() >= BUFFER_BYTES {
-                    return Poll::Ready(sandbox.transfer().map(Some).ok_or(Failure::Transfers));
+                    return Poll::Ready(sandbox.transfer().map(Some).ok_or(HandleError::Transfers));
                 }
                 match Pin::new(&mut *incoming).poll_frame(cx) {
                     Poll::Ready(None) => self.incoming = None,
                     Poll::Ready(Some(Err(_))) => {
                         self.incoming = None;
-                        return Poll::Ready(Err(Failure::NoWholeRequest));
+                        return Poll::Ready(Err(HandleError::IncompleteRequest));
                     }
                     Poll::Ready(Some(Ok(frame))) => {
                         let is_last = incoming.is_end_stream();
@@ -181,7 +181,7 @@ impl RequestBody {
                                     part = buffers.take(BUFFER_BYTES + STEP_BYTES);
                                     if part.is_none() {
                                         let permit = sandbox.transfer().map(Some);
-                                        return Poll::Ready(permit.ok_or(Failure::Buffers));
+                                        return Poll::Ready(permit.ok_or(HandleError::Buffers));
                                     }
                                 }
                             }
@@ -202,7 +202,7 @@ impl RequestBody {
                         if self.pace.poll_stalled(cx).is_ready() {
                             receiving.stall();
                             self.incoming = None;
-                            return Poll::Ready(Err(Failure::Stalled));
+                            return Poll::Ready(Err(HandleError::SlowRequest));
                         }
                         return Poll::Pending;
                     }
@@ -313,7 +313,7 @@ impl Drop for RequestBody {
 }
 
 /// Takes a body to its end and drops it.
-async fn discard(mut body: Incoming, receiving: Receiving) {
+async fn discard(mut body: Incoming, receiving: ReceivingBody) {
     while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         receiving.progress();
     }

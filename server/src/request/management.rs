@@ -4,7 +4,7 @@
 use crate::component::file::{Description, VERSION};
 use crate::listener::worker::{Connection, Worker};
 use crate::request::service::{Page, Service};
-use crate::sandbox::handler::Sandbox;
+use crate::sandbox::handler::ComponentHandler;
 use crate::sandbox::host::Shared;
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::{CONTENT_TYPE, Exposition};
@@ -28,7 +28,7 @@ pub const MAX_CONNECTIONS: usize = 16;
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time to wait after `accept` failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The state behind the management listener's responses.
 pub struct Health {
@@ -43,7 +43,7 @@ pub struct Health {
 /// The parts of a server that metrics and version are read from.
 pub struct Source {
     pub service: Arc<Service>,
-    pub sandbox: Arc<Sandbox>,
+    pub sandbox: Arc<ComponentHandler>,
     pub description: Description,
     /// Connections that may be open.
     pub connections: u32,
@@ -111,8 +111,8 @@ impl Source {
         all.gauge("http_server_active_requests", active, None, move || {
             shutdown.requests.load(Ordering::Relaxed) as u64
         });
-        let most = "Most connections that may be open";
-        all.gauge("http_server_connections_limit", most, None, move || {
+        let limit = "Most connections that may be open";
+        all.gauge("http_server_connections_limit", limit, None, move || {
             connections.into()
         });
         let of = sandbox.clone();
@@ -122,16 +122,16 @@ impl Source {
             let (running, _) = of.running();
             vec![("running", running as u64), ("idle", idle as u64)]
         });
-        let (_, most) = sandbox.running();
+        let (_, limit) = sandbox.running();
         let help = "Most sandboxes that may run (MAX_REQUESTS)";
-        all.gauge("guest_instances_limit", help, None, move || most.into());
+        all.gauge("guest_instances_limit", help, None, move || limit.into());
         type Read = fn(&Shared) -> u64;
         let states: [(_, _, _, Read); 3] = [
             (
                 "guest_memory",
                 "Memory that sandboxes have, with what the server holds for them",
                 Some(Unit::Bytes),
-                |shared| shared.memory.taken(),
+                |shared| shared.memory.reserved(),
             ),
             (
                 "guest_memory_limit",
@@ -229,12 +229,12 @@ pub fn accept(listener: TcpListener, worker: Worker, log: &Log) -> io::Result<()
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         while let Ok(permit) = permits.clone().acquire_owned().await {
             match accept_one(&listener).await {
-                Ok((stream, peer)) => worker.take(Connection {
+                Ok((stream, peer)) => worker.dispatch(Connection {
                     stream,
                     peer,
-                    place: permit,
+                    permit,
                 }),
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+                Err(_) => sleep(ACCEPT_BACKOFF).await,
             }
         }
     });

@@ -1,15 +1,15 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
 use crate::connection::buffers::{Buffers, FREE_BYTES};
-use crate::connection::transport::{Activity, Open};
+use crate::connection::transport::{ConnectionState, InFlightRequest};
 use crate::request::body::RequestBody;
 use crate::request::management::Health;
 use crate::request::validate;
-use crate::sandbox::error::Failure;
-use crate::sandbox::handler::Sandbox;
-use crate::sandbox::response::Content;
+use crate::sandbox::error::HandleError;
+use crate::sandbox::handler::ComponentHandler;
+use crate::sandbox::response::ResponseBody;
 use crate::telemetry::client::{Client, TrustedProxies};
-use crate::telemetry::log::{Access, Log};
+use crate::telemetry::log::{AccessRecord, Log};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Trace;
 use bytes::Bytes;
@@ -29,14 +29,14 @@ use std::time::{Duration, Instant};
 
 /// What an access line shows when the client went before the answer was there: nginx's number for
 /// it, as HTTP has none.
-const CLIENT_GONE: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Bytes of a response that HTTP/2 may hold for each stream.
 const HTTP2_PIECE_BYTES: usize = 4 << 10;
 
 /// What responds to requests.
 pub enum Handler {
-    Guests(Arc<Sandbox>),
+    Guests(Arc<ComponentHandler>),
     Management(Arc<Health>),
 }
 
@@ -67,17 +67,17 @@ pub struct Shutdown {
 
 impl Service {
     /// Responds to a request of the client at `peer`, whatever happens.
-    pub async fn answer(
+    pub async fn handle(
         self: &Arc<Self>,
         peer: SocketAddr,
         mut request: Request<Incoming>,
-        activity: &Arc<Activity>,
-    ) -> Response<Answer> {
+        connection: &Arc<ConnectionState>,
+    ) -> Response<LoggedBody> {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_head = request.method() == Method::HEAD;
-        let mut open = activity.begin();
+        let mut open = connection.start_request();
         let trace = Trace::of(request.headers());
-        let mut entry = Entry::new(self, peer, &request, &trace);
+        let mut entry = RequestRecord::new(self, peer, &request, &trace);
         let keep_alive_header = request.version() <= Version::HTTP_11;
         let ends_with_connection = request.version() <= Version::HTTP_10;
 
@@ -85,7 +85,7 @@ impl Service {
         // Whoever sends such a request may see other bounds between requests than this server.
         let refused = checked.is_err();
         let response = match checked {
-            Ok(()) => self.ask(request, &mut open, trace).await,
+            Ok(()) => self.dispatch(request, &mut open, trace).await,
             Err((status, reason)) => Page::line(status, reason).into(),
         };
         let (mut head, mut body) = response.into_parts();
@@ -93,7 +93,7 @@ impl Service {
             // Only HTTP/1 leaves the body out by itself.
             let length = body.size_hint().exact().map(HeaderValue::from);
             length.map(|it| head.headers.insert(CONTENT_LENGTH, it));
-            body = Content::Left(Full::default());
+            body = ResponseBody::Left(Full::default());
         }
         // Others wait for the few connections of the management listener.
         let is_only = matches!(self.handler, Handler::Management(_));
@@ -108,7 +108,7 @@ impl Service {
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         entry.status = head.status.as_u16();
-        let body = Answer {
+        let body = LoggedBody {
             body,
             piece: is_http2.then_some(HTTP2_PIECE_BYTES),
             rest: Bytes::new(),
@@ -120,10 +120,10 @@ impl Service {
     }
 
     /// Logs and counts a request of which no head has come that could be served.
-    pub fn log_refused(&self, peer: SocketAddr, status: StatusCode, took: Duration) {
-        self.metrics.request(None, status.as_u16(), took);
+    pub fn log_refused(&self, peer: SocketAddr, status: StatusCode, duration: Duration) {
+        self.metrics.request(None, status.as_u16(), duration);
         if self.access_log {
-            self.log.access(&Access {
+            self.log.access(&AccessRecord {
                 peer,
                 client: peer.into(),
                 trace: Trace::default(),
@@ -131,7 +131,7 @@ impl Service {
                 path: "-".into(),
                 status: status.as_u16(),
                 bytes: 0,
-                took,
+                duration,
                 is_cut: false,
             });
         }
@@ -140,17 +140,17 @@ impl Service {
     /// Logs and counts that a connection was cut, as there is no memory for what it holds.
     pub fn log_cut(&self) {
         self.metrics.rejected_connections.count("buffers");
-        self.log.often("connections cut", |count| {
+        self.log.event_throttled("connections cut", |count| {
             format!("the buffers of all connections are taken: {count} more connections cut")
         });
     }
 
-    async fn ask(
+    async fn dispatch(
         &self,
         request: Request<Incoming>,
-        open: &mut Open,
+        open: &mut InFlightRequest,
         trace: Trace,
-    ) -> Response<Content> {
+    ) -> Response<ResponseBody> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let sandbox = match &self.handler {
             Handler::Guests(sandbox) => sandbox,
@@ -164,11 +164,11 @@ impl Service {
         };
         let status = failure.status();
         self.metrics.failed(&failure);
-        if let Some(lack) = failure.lack() {
-            self.log.often(lack, move |count| {
+        if let Some(lack) = failure.exhausted() {
+            self.log.event_throttled(lack, move |count| {
                 format!("{lack}: {count} more requests refused")
             });
-        } else if !failure.is_quiet() {
+        } else if !failure.is_already_logged() {
             let message = format_args!("{method} {}: {failure}", uri.path());
             self.log.request_event(failure.level(), &trace, message);
         }
@@ -178,22 +178,22 @@ impl Service {
     /// Receives the request's body, as much as there has to be of it, and calls a guest.
     async fn call(
         &self,
-        sandbox: &Arc<Sandbox>,
+        sandbox: &Arc<ComponentHandler>,
         request: Request<Incoming>,
-        open: &mut Open,
+        open: &mut InFlightRequest,
         trace: &Trace,
-    ) -> Result<Response<Content>, Failure> {
+    ) -> Result<Response<ResponseBody>, HandleError> {
         let is_on_demand = request.headers().contains_key(EXPECT);
         let mut request = request
-            .map(|body| RequestBody::new(body, is_on_demand, self.body_timeout, open.activity()));
+            .map(|body| RequestBody::new(body, is_on_demand, self.body_timeout, open.connection()));
         let body = request.body_mut();
         let transfer = body.receive(sandbox, &self.buffers).await?;
         let progress = body.progress();
         let (response, bytes) = sandbox
-            .answer(request, progress, transfer, trace.clone())
+            .handle(request, progress, transfer, trace.clone())
             .await?;
         if bytes > FREE_BYTES {
-            open.keep(sandbox.buffer(bytes).ok_or(Failure::Buffers)?);
+            open.keep(sandbox.buffer(bytes).ok_or(HandleError::Buffers)?);
         }
         Ok(response)
     }
@@ -217,9 +217,9 @@ impl Page {
     }
 }
 
-impl From<Page> for Response<Content> {
+impl From<Page> for Response<ResponseBody> {
     fn from(page: Page) -> Self {
-        let mut response = Response::new(Content::Left(Full::new(page.body)));
+        let mut response = Response::new(ResponseBody::Left(Full::new(page.body)));
         *response.status_mut() = page.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
@@ -233,27 +233,27 @@ impl From<Page> for Response<Content> {
 
 /// An answer's body on its way to the client. When it has passed, or the client has gone, the
 /// request's line is logged.
-pub struct Answer {
-    body: Content,
+pub struct LoggedBody {
+    body: ResponseBody,
     /// Bytes that go to HTTP/2 at a time: it takes them as soon as the client has room for one. `None` for HTTP/1.
     piece: Option<usize>,
     /// What is left of what the body has given.
     rest: Bytes,
-    entry: Entry,
-    open: Open,
+    entry: RequestRecord,
+    open: InFlightRequest,
     /// Set when the client may take the end of the connection for the end of the body.
     ends_with_connection: bool,
 }
 
-impl Drop for Answer {
+impl Drop for LoggedBody {
     fn drop(&mut self) {
         self.entry.is_cut = self.entry.is_cutting() && !self.is_end_stream();
     }
 }
 
-impl Body for Answer {
+impl Body for LoggedBody {
     type Data = Bytes;
-    type Error = <Content as Body>::Error;
+    type Error = <ResponseBody as Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -296,9 +296,9 @@ impl Body for Answer {
 }
 
 /// A request that is under way. When dropped, it is counted and its line is logged.
-struct Entry {
+struct RequestRecord {
     service: Arc<Service>,
-    begun: Instant,
+    started: Instant,
     method: Method,
     status: u16,
     /// Bytes of the response's body that were passed on.
@@ -316,7 +316,7 @@ struct Line {
     path: String,
 }
 
-impl Entry {
+impl RequestRecord {
     fn new(
         service: &Arc<Service>,
         peer: SocketAddr,
@@ -326,9 +326,9 @@ impl Entry {
         service.shutdown.requests.fetch_add(1, Ordering::Relaxed);
         Self {
             service: service.clone(),
-            begun: Instant::now(),
+            started: Instant::now(),
             method: request.method().clone(),
-            status: CLIENT_GONE,
+            status: CLIENT_CLOSED_REQUEST,
             bytes: 0,
             is_cut: false,
             line: service.access_log.then(|| Line {
@@ -350,21 +350,21 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
         let service = &self.service;
         service.shutdown.requests.fetch_sub(1, Ordering::Relaxed);
-        let took = self.begun.elapsed();
-        if self.status == CLIENT_GONE && self.is_cutting() {
+        let duration = self.started.elapsed();
+        if self.status == CLIENT_CLOSED_REQUEST && self.is_cutting() {
             self.is_cut = true;
             self.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
         }
         let service = &self.service;
         service
             .metrics
-            .request(Some(&self.method), self.status, took);
+            .request(Some(&self.method), self.status, duration);
         if let Some(line) = self.line.take() {
-            service.log.access(&Access {
+            service.log.access(&AccessRecord {
                 peer: line.peer,
                 client: line.client,
                 trace: line.trace,
@@ -372,7 +372,7 @@ impl Drop for Entry {
                 path: line.path,
                 status: self.status,
                 bytes: self.bytes,
-                took,
+                duration,
                 is_cut: self.is_cut,
             });
         }

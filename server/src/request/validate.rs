@@ -10,27 +10,27 @@ use std::net::Ipv6Addr;
 pub const MAX_FIELDS: usize = 100;
 
 /// What to answer instead of asking the guest.
-pub type Refusal = (StatusCode, &'static str);
+pub type Rejection = (StatusCode, &'static str);
 
 /// Checks a request, and moves its host from the field `Host` to the URI.
 ///
 /// # Errors
 /// The response that the RFCs ask for; the connection must not be used again.
-pub fn check<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+pub fn check<B>(request: &mut Request<B>) -> Result<(), Rejection> {
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
     // hyper counts them over HTTP/1 alone.
     if request.headers().len() > MAX_FIELDS {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err((status, "Request Header Fields Too Large"));
     }
-    check_coding(request.headers())?;
+    check_transfer_encoding(request.headers())?;
     check_target(request.uri()).map_err(bad)?;
     check_host(request).map_err(bad)?;
     make_absolute(request).map_err(bad)
 }
 
 /// Only `chunked`, once, is taken off here; hyper does that (RFC 9112, section 6.1).
-fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),

@@ -48,14 +48,14 @@ const FIELD_BYTES: u64 = 112;
 pub struct Budget {
     /// In bytes.
     total: u64,
-    taken: AtomicU64,
+    reserved: AtomicU64,
 }
 
 impl Budget {
     pub fn new(total: u64) -> Self {
         Self {
             total,
-            taken: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
         }
     }
 
@@ -64,24 +64,24 @@ impl Budget {
         self.total
     }
 
-    /// What is taken of it, in bytes.
-    pub fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+    /// What is reserved of it, in bytes.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     /// Takes bytes; returns false if there are not as many left.
-    pub fn take(&self, bytes: u64) -> bool {
-        let fits = |taken: u64| {
-            taken
+    pub fn reserve(&self, bytes: u64) -> bool {
+        let fits = |reserved: u64| {
+            reserved
                 .checked_add(bytes)
-                .filter(|&taken| taken <= self.total)
+                .filter(|&reserved| reserved <= self.total)
         };
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.taken.try_update(set, get, fits).is_ok()
+        self.reserved.try_update(set, get, fits).is_ok()
     }
 
-    pub fn give_back(&self, bytes: u64) {
-        self.taken.fetch_sub(bytes, Ordering::Relaxed);
+    pub fn release(&self, bytes: u64) {
+        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -103,10 +103,10 @@ pub struct Held {
     pub bytes: u64,
 }
 
-/// Counts what the host holds for a guest, whose table has grown to so many places at most.
-pub fn held(table: &mut ResourceTable, places: u32) -> Held {
+/// Counts what the host holds for a guest, whose table has grown to so many slots at most.
+pub fn held(table: &mut ResourceTable, slots: u32) -> Held {
     let (mut handles, mut bytes) = (0, 0);
-    for key in 0..places.min(MAX_HANDLES) {
+    for key in 0..slots.min(MAX_HANDLES) {
         let Ok(handle) = table.get_any_mut(key) else {
             continue;
         };

@@ -8,30 +8,30 @@ use std::time::Duration;
 use wasmtime::Engine;
 
 /// How long a guest computes before other requests on its thread get their turn.
-pub const TICK: Duration = Duration::from_millis(10);
+pub const EPOCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Ticks while guests run, so that one that computes for long makes room for others.
-pub struct Clock {
-    shared: Arc<ClockState>,
+pub struct EpochTicker {
+    shared: Arc<TickerState>,
     thread: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct ClockState {
+struct TickerState {
     running: AtomicUsize,
     stop: AtomicBool,
 }
 
-impl Clock {
+impl EpochTicker {
     pub fn start(engine: Engine) -> io::Result<Self> {
-        let shared = Arc::<ClockState>::default();
+        let shared = Arc::<TickerState>::default();
         let state = shared.clone();
         let thread = thread::Builder::new().name("clock".into()).spawn(move || {
             while !state.stop.load(Ordering::Relaxed) {
                 if state.running.load(Ordering::Relaxed) == 0 {
                     thread::park();
                 } else {
-                    thread::sleep(TICK);
+                    thread::sleep(EPOCH_INTERVAL);
                     engine.increment_epoch();
                 }
             }
@@ -45,29 +45,29 @@ impl Clock {
     }
 
     /// Counts a guest as running for as long as the value that this returns lives; none when
-    /// `most` are running.
-    pub fn run(&self, most: usize) -> Option<Running<'_>> {
-        let one_more = |running| (running < most).then_some(running + 1);
+    /// `limit` are running.
+    pub fn try_acquire(&self, limit: usize) -> Option<RunningGuard<'_>> {
+        let one_more = |running| (running < limit).then_some(running + 1);
         let running = &self.shared.running;
         let others = running.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         // Unparking costs a system call only when the thread is parked.
         if others.ok()? == 0 {
             self.thread.thread().unpark();
         }
-        Some(Running(running))
+        Some(RunningGuard(running))
     }
 }
 
-impl Drop for Clock {
+impl Drop for EpochTicker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
     }
 }
 
-pub struct Running<'a>(&'a AtomicUsize);
+pub struct RunningGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Running<'_> {
+impl Drop for RunningGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,20 +1,20 @@
 //! The sandbox: a component loaded once, and an instance of it for every request, or for as many
-//! as [`Limits::requests`] says.
+//! as [`Limits::max_reuse_count`] says.
 //!
 //! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
-//! makes room for other requests every [`TICK`](crate::sandbox::epoch::TICK).
+//! makes room for other requests every [`EPOCH_INTERVAL`](crate::sandbox::epoch::EPOCH_INTERVAL).
 
 use crate::component::file::{Component, Wasi};
 use crate::config::settings::MemorySize;
 use crate::connection::buffers::Buffers;
 use crate::request::body::Progress;
 use crate::sandbox::budget::{Budget, OverBudget};
-use crate::sandbox::epoch::Clock;
-use crate::sandbox::error::Failure;
+use crate::sandbox::epoch::EpochTicker;
+use crate::sandbox::error::HandleError;
 use crate::sandbox::host::{Host, Shared};
 use crate::sandbox::linker as imports;
 use crate::sandbox::pool;
-use crate::sandbox::response::{Begun, Call, Content};
+use crate::sandbox::response::{Call, ResponseBody, StartedResponse};
 use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -38,26 +38,26 @@ use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
 const NEVER: Duration = Duration::from_secs(1 << 20);
 
 /// A component, loaded and ready to be instantiated.
-pub struct Sandbox {
+pub struct ComponentHandler {
     engine: Engine,
     ready: ProxyPre,
     limits: Limits,
     /// Guests that may wait for their clients.
     transfers: Arc<Semaphore>,
     buffers: Buffers,
-    clock: Clock,
+    ticker: EpochTicker,
     shared: Arc<Shared>,
 }
 
-/// What bounds the guest calls of a sandbox.
+/// What bounds the guest max_concurrent_requests of a sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Calls at a time.
-    pub calls: u32,
+    pub max_concurrent_requests: u32,
     /// Time of one call to the head of the response, and between two pieces of its body, without that of its client.
-    pub time: Duration,
+    pub request_timeout: Duration,
     /// Requests that a guest serves before it is thrown away.
-    pub requests: u32,
+    pub max_reuse_count: u32,
     /// Linear memory of one guest.
     pub memory: MemorySize,
     /// Linear memory that a guest leaves resident for the next one.
@@ -71,7 +71,7 @@ enum ProxyPre {
 }
 
 /// An instance of the component.
-pub struct Guest {
+pub struct Instance {
     store: Store<Host>,
     exports: Proxy,
     /// Requests that it has served.
@@ -83,18 +83,18 @@ enum Proxy {
     P3(p3::Service),
 }
 
-type Answered = Result<Response<WasiBody>, Failure>;
+type ResponseResult = Result<Response<WasiBody>, HandleError>;
 
 /// What is known of a call outside of it.
 #[derive(Default)]
-pub struct CallState {
+pub struct RequestState {
     pub trace: Trace,
-    /// What the guest has answered.
-    answer: Mutex<Option<Answered>>,
+    /// What the guest has has_responded.
+    response: Mutex<Option<ResponseResult>>,
     /// The guest has not come to a wait or an end: others were given a turn.
-    pub preempted: AtomicBool,
+    pub yielded: AtomicBool,
     /// The guest has given a response, or an error in its place.
-    answered: AtomicBool,
+    has_responded: AtomicBool,
     /// The host takes no more of the response's body until the client does.
     pub is_output_full: AtomicBool,
     /// A piece of the response's body has come.
@@ -103,7 +103,7 @@ pub struct CallState {
     logged: AtomicBool,
 }
 
-impl CallState {
+impl RequestState {
     fn new(trace: Trace) -> Self {
         Self {
             trace,
@@ -111,28 +111,28 @@ impl CallState {
         }
     }
 
-    fn give(&self, answer: Answered) {
-        self.answered.store(true, Ordering::Relaxed);
-        *self.answer() = Some(answer);
+    fn set_response(&self, response: ResponseResult) {
+        self.has_responded.store(true, Ordering::Relaxed);
+        *self.response() = Some(response);
     }
 
-    fn take(&self) -> Option<Answered> {
-        self.answer().take()
+    fn take_response(&self) -> Option<ResponseResult> {
+        self.response().take()
     }
 
-    fn answer(&self) -> MutexGuard<'_, Option<Answered>> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn response(&self) -> MutexGuard<'_, Option<ResponseResult>> {
+        self.response.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// How a guest's turn ended.
-enum Turn {
-    Ended(Result<(), Failure>),
+enum Outcome {
+    Finished(Result<(), HandleError>),
     /// The guest waits, its answer given.
-    Waits(Result<Begun, Failure>),
+    Streaming(Result<StartedResponse, HandleError>),
 }
 
-impl Sandbox {
+impl ComponentHandler {
     /// Loads a component.
     ///
     /// # Errors
@@ -178,7 +178,7 @@ impl Sandbox {
             Wasi::P3 => ProxyPre::P3(p3::ServicePre::new(ready)?),
         };
         Ok(Self {
-            clock: Clock::start(engine.clone())?,
+            ticker: EpochTicker::start(engine.clone())?,
             transfers: Arc::new(Semaphore::new(transfers(
                 limits,
                 &shared.memory,
@@ -203,10 +203,10 @@ impl Sandbox {
     }
 
     /// Logs and counts how a guest failed whose response had started.
-    pub fn log_late(&self, failure: &Failure, trace: &Trace) {
+    pub fn log_late(&self, failure: &HandleError, trace: &Trace) {
         let Shared { log, metrics, .. } = &*self.shared;
         metrics.failed(failure);
-        if !failure.is_quiet() {
+        if !failure.is_already_logged() {
             let message = format_args!("after the response started: {failure}");
             log.request_event(failure.level(), trace, message);
         }
@@ -219,7 +219,7 @@ impl Sandbox {
 
     /// Guests that run, and how many may.
     pub fn running(&self) -> (usize, u32) {
-        (self.clock.running(), self.limits.calls)
+        (self.ticker.running(), self.limits.max_concurrent_requests)
     }
 
     /// Has a guest answer the request. The answer is there when the guest ends or first waits for
@@ -228,35 +228,37 @@ impl Sandbox {
     /// has one, and `transfer` the permit for a part of it that is still to come.
     ///
     /// # Errors
-    /// When no answer came; see [`Failure`].
-    pub async fn answer<B>(
+    /// When no answer came; see [`HandleError`].
+    pub async fn handle<B>(
         self: &Arc<Self>,
         request: Request<B>,
         progress: Option<Arc<Progress>>,
         transfer: Option<OwnedSemaphorePermit>,
         trace: Trace,
-    ) -> Result<(Response<Content>, usize), Failure>
+    ) -> Result<(Response<ResponseBody>, usize), HandleError>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
         let is_head = request.method() == Method::HEAD;
-        let state = Arc::new(CallState::new(trace));
+        let state = Arc::new(RequestState::new(trace));
         let mut call: Call = Box::pin(self.clone().call(request, progress, state.clone()));
-        let mut begun: Option<Begun> = None;
+        let mut begun: Option<StartedResponse> = None;
         let turn = poll_fn(|cx| {
             loop {
-                state.preempted.store(false, Ordering::Relaxed);
+                state.yielded.store(false, Ordering::Relaxed);
                 match call.as_mut().poll(cx) {
-                    Poll::Ready(ended) => return Poll::Ready(Turn::Ended(ended)),
-                    Poll::Pending if state.preempted.load(Ordering::Relaxed) => {
+                    Poll::Ready(ended) => return Poll::Ready(Outcome::Finished(ended)),
+                    Poll::Pending if state.yielded.load(Ordering::Relaxed) => {
                         return Poll::Pending;
                     }
                     Poll::Pending => {}
                 }
-                let begun = match (&mut begun, state.take()) {
+                let begun = match (&mut begun, state.take_response()) {
                     (Some(begun), _) => begun,
-                    (none, Some(Ok(response))) => none.insert(Begun::new(response)),
-                    (None, Some(Err(failure))) => return Poll::Ready(Turn::Waits(Err(failure))),
+                    (none, Some(Ok(response))) => none.insert(StartedResponse::new(response)),
+                    (None, Some(Err(failure))) => {
+                        return Poll::Ready(Outcome::Streaming(Err(failure)));
+                    }
                     (None, None) => return Poll::Pending,
                 };
                 // The guest goes on if it has waited for room, and nothing else.
@@ -265,22 +267,24 @@ impl Sandbox {
                 }
             }
             match begun.take() {
-                Some(begun) => Poll::Ready(Turn::Waits(Ok(begun))),
+                Some(begun) => Poll::Ready(Outcome::Streaming(Ok(begun))),
                 None => Poll::Pending,
             }
         });
         match turn.await {
-            Turn::Ended(ended) => {
+            Outcome::Finished(ended) => {
                 // Of a guest that failed, nothing has been sent, and nothing will be.
                 ended?;
                 let begun = match begun {
                     Some(begun) => begun,
-                    None => Begun::new(state.take().ok_or(Failure::Silent)??),
+                    None => {
+                        StartedResponse::new(state.take_response().ok_or(HandleError::NoResponse)??)
+                    }
                 };
                 let logged = state.logged.load(Ordering::Relaxed);
                 begun.whole(is_head, logged).await
             }
-            Turn::Waits(begun) => {
+            Outcome::Streaming(begun) => {
                 let begun = begun?;
                 let response =
                     begun.streaming(self.clone(), call, state.clone(), transfer, is_head)?;
@@ -293,13 +297,16 @@ impl Sandbox {
         self: Arc<Self>,
         request: Request<B>,
         progress: Option<Arc<Progress>>,
-        state: Arc<CallState>,
-    ) -> Result<(), Failure>
+        state: Arc<RequestState>,
+    ) -> Result<(), HandleError>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
-        let most = self.limits.calls as usize;
-        let _running = self.clock.run(most).ok_or(Failure::Busy)?;
+        let limit = self.limits.max_concurrent_requests as usize;
+        let _running = self
+            .ticker
+            .try_acquire(limit)
+            .ok_or(HandleError::Overloaded)?;
         let mut run = pin!(self.run(request, state.clone()));
         let mut failed = pin!(async {
             match &progress {
@@ -311,7 +318,7 @@ impl Sandbox {
             let is_awaited = |it: &Arc<Progress>| it.is_awaited.load(Ordering::Relaxed);
             progress.as_ref().is_some_and(is_awaited)
         };
-        let mut timer = pin!(sleep(self.limits.time));
+        let mut timer = pin!(sleep(self.limits.request_timeout));
         // Time that the guest had left when it began to wait for its client.
         let mut left: Option<Duration> = None;
         // A guest for WASI 0.2 asks again for all that it waits for, whenever it is polled. One for 0.3 has the host wait.
@@ -326,17 +333,19 @@ impl Sandbox {
                 return Poll::Ready(Ok(ended));
             }
             if failed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Failure::NoWholeRequest));
+                return Poll::Ready(Err(HandleError::IncompleteRequest));
             }
             if state.has_progressed.swap(false, Ordering::Relaxed) {
                 match &mut left {
-                    Some(left) => *left = self.limits.time,
-                    None => timer.as_mut().reset(Instant::now() + self.limits.time),
+                    Some(left) => *left = self.limits.request_timeout,
+                    None => timer
+                        .as_mut()
+                        .reset(Instant::now() + self.limits.request_timeout),
                 }
             }
             // One that computes does not wait, whatever it has asked for.
-            let is_preempted = state.preempted.load(Ordering::Relaxed);
-            if !is_preempted && (state.is_output_full.load(Ordering::Relaxed) || is_awaited()) {
+            let has_yielded = state.yielded.load(Ordering::Relaxed);
+            if !has_yielded && (state.is_output_full.load(Ordering::Relaxed) || is_awaited()) {
                 let now = Instant::now();
                 if left.is_none() {
                     left = Some(timer.deadline() - now);
@@ -353,21 +362,21 @@ impl Sandbox {
                 timer.as_mut().reset(Instant::now() + left);
             }
             let timed_out = timer.as_mut().poll(cx);
-            timed_out.map(|()| Err(Failure::TimedOut))
+            timed_out.map(|()| Err(HandleError::Timeout))
         });
         ended
             .await?
             .map_err(|error| match error.downcast_ref::<I32Exit>() {
-                Some(&I32Exit(status)) => Failure::Exited {
+                Some(&I32Exit(status)) => HandleError::Exited {
                     status,
                     logged: state.logged.load(Ordering::Relaxed),
                 },
-                None if error.is::<OverBudget>() => Failure::Memory,
-                None => Failure::Trapped(error),
+                None if error.is::<OverBudget>() => HandleError::GuestMemory,
+                None => HandleError::Trap(error),
             })
     }
 
-    async fn run<B>(&self, request: Request<B>, state: Arc<CallState>) -> wasmtime::Result<()>
+    async fn run<B>(&self, request: Request<B>, state: Arc<RequestState>) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
@@ -379,30 +388,30 @@ impl Sandbox {
             }
             None => self.instantiate(state).await?,
         };
-        let ended = guest.handle(request).await;
+        let ended = guest.call(request).await;
         let host = guest.store.data_mut();
         host.end_call();
         host.call
             .logged
             .store(host.take_logged(), Ordering::Relaxed);
         let is_fit = !host.is_over_budget() && host.has_handles();
-        let answered = host.call.answered.load(Ordering::Relaxed) && is_fit;
+        let has_responded = host.call.has_responded.load(Ordering::Relaxed) && is_fit;
         // A guest that has failed is dropped here, as is one whose time is over, or that has given no response: it may
         // not be able to serve a second request.
         ended?;
-        if answered && guest.served < self.limits.requests {
+        if has_responded && guest.served < self.limits.max_reuse_count {
             self.shared.idle().push(guest);
         }
         Ok(())
     }
 
-    async fn instantiate(&self, call: Arc<CallState>) -> wasmtime::Result<Guest> {
+    async fn instantiate(&self, call: Arc<RequestState>) -> wasmtime::Result<Instance> {
         let begun = std::time::Instant::now();
         let mut store = Store::new(&self.engine, Host::new(&self.shared, call));
         store.limiter(|host| host);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|guest| {
-            guest.data().call.preempted.store(true, Ordering::Relaxed);
+            guest.data().call.yielded.store(true, Ordering::Relaxed);
             // Wasmtime's own yield is back at once: tokio would look for other events after 61 of them.
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(yield_now())))
         });
@@ -412,7 +421,7 @@ impl Sandbox {
         };
         store.data_mut().has_started = true;
         self.shared.metrics.guest_started(begun.elapsed());
-        Ok(Guest {
+        Ok(Instance {
             store,
             exports,
             served: 0,
@@ -424,19 +433,19 @@ impl Sandbox {
 /// memory. One alone may, or nothing large is ever served.
 fn transfers(limits: Limits, memory: &Budget, initial_memory: u64) -> usize {
     let fit = memory.total() / 2 / initial_memory.max(1);
-    let half = u64::from(limits.calls / 2);
+    let half = u64::from(limits.max_concurrent_requests / 2);
     half.min(fit).max(1) as usize
 }
 
-impl Drop for Sandbox {
+impl Drop for ComponentHandler {
     /// The idle guests have what they are in.
     fn drop(&mut self) {
         self.shared.idle().clear();
     }
 }
 
-impl Guest {
-    async fn handle<B>(&mut self, request: Request<B>) -> wasmtime::Result<()>
+impl Instance {
+    async fn call<B>(&mut self, request: Request<B>) -> wasmtime::Result<()>
     where
         B: Body<Data = Bytes, Error: Into<Error>> + Send + 'static,
     {
@@ -452,8 +461,8 @@ impl Guest {
                 };
                 let mut http = store.data_mut().http();
                 let request = http.new_incoming_request(scheme, request)?;
-                let out = http.new_response_outparam_from_callback(move |answer| {
-                    call.give(answer.map_err(Failure::refused));
+                let out = http.new_response_outparam_from_callback(move |response| {
+                    call.set_response(response.map_err(HandleError::guest_error));
                 })?;
                 let handler = proxy.wasi_http_incoming_handler();
                 handler.call_handle(store, request, out).await
@@ -462,14 +471,14 @@ impl Guest {
                 let hooks = store.data_mut().http().hooks;
                 let (request, sent) = wasmtime_wasi_http::p3::Request::from_http(hooks, request);
                 let conversation = async |guest: &wasmtime::component::Accessor<Host>| {
-                    let answer = match service.handle(guest, request).await? {
-                        Ok(answer) => guest.with(|store| answer.into_http(store, sent))?,
+                    let response = match service.handle(guest, request).await? {
+                        Ok(response) => guest.with(|store| response.into_http(store, sent))?,
                         Err(error) => {
-                            call.give(Err(Failure::refused(error)));
+                            call.set_response(Err(HandleError::guest_error(error)));
                             return Ok(());
                         }
                     };
-                    call.give(Ok(answer));
+                    call.set_response(Ok(response));
                     poll_fn(|cx| guest.poll_no_interesting_tasks(cx)).await;
                     Ok(())
                 };

@@ -1,13 +1,13 @@
 //! What a guest sees of its host: clocks, randomness, a log stream, and what it was granted of environment and outbound
 //! HTTP.
 
-use crate::outbound::client::{Outbound, Sending, Sent};
+use crate::outbound::client::{IoFuture, Outbound, Sent};
 use crate::sandbox::budget::{
     self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
     HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
 };
 use crate::sandbox::guest_log::{GuestLog, Kind};
-use crate::sandbox::handler::{CallState, Guest};
+use crate::sandbox::handler::{Instance, RequestState};
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 use http::{HeaderName, Request};
@@ -33,18 +33,18 @@ pub struct Shared {
     /// The most bytes that each memory of a guest may have.
     pub memory_share: usize,
     /// Guests that may serve again.
-    pub idle: Mutex<Vec<Guest>>,
+    pub idle: Mutex<Vec<Instance>>,
 }
 
 impl Shared {
-    pub fn idle(&self) -> MutexGuard<'_, Vec<Guest>> {
+    pub fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes memory for a guest that runs, if need be that of guests that do not.
-    fn take_memory(&self, bytes: u64) -> bool {
+    fn reserve_memory(&self, bytes: u64) -> bool {
         loop {
-            if self.memory.take(bytes) {
+            if self.memory.reserve(bytes) {
                 return true;
             }
             let Some(idle) = self.idle().pop() else {
@@ -64,24 +64,24 @@ struct Wasi {
 
 /// What the host keeps for one guest.
 pub struct Host {
-    pub call: Arc<CallState>,
+    pub call: Arc<RequestState>,
     hooks: Hooks,
     /// Made when the guest first needs it: most guests do not, and making it takes as long as all the rest of the host.
     wasi: Option<Wasi>,
     http: WasiHttpCtx,
-    handles: ResourceTable,
+    table: ResourceTable,
     /// Bytes of [`Shared::memory`] that the guest has.
-    taken: u64,
+    reserved: u64,
     /// Of these, what the host holds for it.
     held: u64,
     /// Of these, what the last growth of a memory or table took.
     growth: u64,
-    /// Host calls since the last count that may have made handles.
+    /// Host calls since the last count that may have made table.
     calls: u32,
     /// Handles at the last count.
-    handles_held: u32,
-    /// Places that the table of handles has at most: it grows when all are taken.
-    places: u32,
+    handle_count: u32,
+    /// Places that the table of table has at most: it grows when all are reserved.
+    slots: u32,
     /// Set when the guest has been instantiated.
     pub has_started: bool,
     /// Set when the guest has been refused a socket.
@@ -89,11 +89,11 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(shared: &Arc<Shared>, call: Arc<CallState>) -> Self {
+    pub fn new(shared: &Arc<Shared>, call: Arc<RequestState>) -> Self {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS_BYTES);
-        let mut handles = ResourceTable::new();
-        handles.set_max_capacity(MAX_HANDLES as usize);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES as usize);
         Self {
             call,
             hooks: Hooks {
@@ -103,51 +103,51 @@ impl Host {
             },
             wasi: None,
             http,
-            handles,
-            taken: 0,
+            table,
+            reserved: 0,
             held: 0,
             growth: 0,
             calls: 0,
-            handles_held: 0,
-            places: CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL,
+            handle_count: 0,
+            slots: CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL,
             has_started: false,
             is_refused: false,
         }
     }
 
-    /// The guest's handles, for a host call that may make others.
-    pub fn handles(&mut self) -> &mut ResourceTable {
+    /// The guest's table, for a host call that may make others.
+    pub fn table(&mut self) -> &mut ResourceTable {
         self.calls += 1;
         if self.calls == CALLS_BETWEEN_COUNTS {
-            self.charge_held();
+            self.charge_host_memory();
         }
-        &mut self.handles
+        &mut self.table
     }
 
-    /// Charges what the host holds for the guest. If there is no memory left for it, the guest gets no more handles, and
+    /// Charges what the host holds for the guest. If there is no memory left for it, the guest gets no more table, and
     /// no more fields.
     #[cold]
-    fn charge_held(&mut self) {
+    fn charge_host_memory(&mut self) {
         self.calls = 0;
-        let Held { handles, bytes } = budget::held(&mut self.handles, self.places);
+        let Held { handles, bytes } = budget::held(&mut self.table, self.slots);
         let more = CALLS_BETWEEN_COUNTS * HANDLES_OF_A_CALL;
-        self.places = self.places.max(handles + more);
-        self.handles_held = handles;
+        self.slots = self.slots.max(handles + more);
+        self.handle_count = handles;
         let held = bytes.saturating_sub(FREE_BYTES);
         let shared = &self.hooks.shared;
         if held <= self.held {
             let less = self.held - held;
-            shared.memory.give_back(less);
-            self.taken -= less;
+            shared.memory.release(less);
+            self.reserved -= less;
             self.held = held;
-        } else if shared.take_memory(held - self.held) {
-            self.taken += held - self.held;
+        } else if shared.reserve_memory(held - self.held) {
+            self.reserved += held - self.held;
             self.held = held;
         } else {
             let metrics = &shared.metrics;
             metrics.guest_memory_refusals.count("guest_memory_total");
             self.hooks.is_over_budget = true;
-            self.handles.set_max_capacity(0);
+            self.table.set_max_capacity(0);
         }
     }
 
@@ -156,14 +156,14 @@ impl Host {
         self.hooks.is_over_budget
     }
 
-    /// Returns true if the guest has handles for another request. Some never give back those of a request that they have
+    /// Returns true if the guest has table for another request. Some never give back those of a request that they have
     /// served: StarlingMonkey keeps one of each.
     pub fn has_handles(&self) -> bool {
-        self.handles_held < MAX_HANDLES / 2
+        self.handle_count < MAX_HANDLES / 2
     }
 
     /// Begins another call of a guest that has served one.
-    pub fn begin_call(&mut self, call: Arc<CallState>) {
+    pub fn begin_call(&mut self, call: Arc<RequestState>) {
         if let Some(Wasi { stdout, stderr, .. }) = &self.wasi {
             stdout.begin(call.trace.clone());
             stderr.begin(call.trace.clone());
@@ -197,7 +197,7 @@ impl Host {
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        self.handles();
+        self.table();
         let shared = &self.hooks.shared;
         let wasi = self.wasi.get_or_insert_with(|| {
             let stream = |kind| {
@@ -219,17 +219,17 @@ impl WasiView for Host {
         });
         WasiCtxView {
             ctx: &mut wasi.context,
-            table: &mut self.handles,
+            table: &mut self.table,
         }
     }
 }
 
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        self.handles();
+        self.table();
         WasiHttpCtxView {
             hooks: &mut self.hooks,
-            table: &mut self.handles,
+            table: &mut self.table,
             ctx: &mut self.http,
         }
     }
@@ -252,7 +252,7 @@ impl ResourceLimiter for Host {
     }
 
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.give_growth_back();
+        self.release_growth();
         Ok(())
     }
 
@@ -267,10 +267,10 @@ impl ResourceLimiter for Host {
 }
 
 impl Host {
-    /// Gives back what was taken for a growth that Wasmtime has then refused: beyond `GUEST_MEMORY`, for one.
-    fn give_growth_back(&mut self) {
-        self.hooks.shared.memory.give_back(self.growth);
-        self.taken -= self.growth;
+    /// Gives back what was reserved for a growth that Wasmtime has then refused: beyond `GUEST_MEMORY`, for one.
+    fn release_growth(&mut self) {
+        self.hooks.shared.memory.release(self.growth);
+        self.reserved -= self.growth;
         self.growth = 0;
     }
 
@@ -287,8 +287,8 @@ impl Host {
             return Ok(false);
         }
         let more = (desired.saturating_sub(current)).saturating_mul(bytes) as u64;
-        if self.hooks.shared.take_memory(more) {
-            self.taken += more;
+        if self.hooks.shared.reserve_memory(more) {
+            self.reserved += more;
             self.growth = more;
             return Ok(true);
         }
@@ -303,7 +303,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.hooks.shared.memory.give_back(self.taken);
+        self.hooks.shared.memory.release(self.reserved);
     }
 }
 
@@ -329,8 +329,8 @@ impl WasiHttpHooks for Hooks {
         &mut self,
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
-        _: Sending<()>,
-    ) -> Sending<Sent> {
+        _: IoFuture<()>,
+    ) -> IoFuture<Sent> {
         let connections = &mut self.connections;
         let connections = connections.get_or_insert_with(|| watch::Sender::new(()));
         let is_over = connections.subscribe();

@@ -229,13 +229,13 @@ type Link = fn(&mut Linker<Host>) -> wasmtime::Result<()>;
 /// `wasi:cli` whether they need them or not: standard input is at its end, and no stream is a terminal.
 const LINKED: [(&str, Link); 20] = [
     ("wasi:io/error", |it| {
-        io::error::add_to_linker::<_, Handles>(it, Host::handles)
+        io::error::add_to_linker::<_, HostTable>(it, Host::table)
     }),
     ("wasi:io/poll", |it| {
-        io::poll::add_to_linker::<_, Handles>(it, Host::handles)
+        io::poll::add_to_linker::<_, HostTable>(it, Host::table)
     }),
     ("wasi:io/streams", |it| {
-        io::streams::add_to_linker::<_, Handles>(it, Host::handles)
+        io::streams::add_to_linker::<_, HostTable>(it, Host::table)
     }),
     ("wasi:clocks/monotonic-clock", |it| {
         clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(it, Host::clocks)
@@ -290,9 +290,9 @@ const LINKED: [(&str, Link); 20] = [
     }),
 ];
 
-struct Handles;
+struct HostTable;
 
-impl HasData for Handles {
+impl HasData for HostTable {
     type Data<'a> = &'a mut ResourceTable;
 }
 

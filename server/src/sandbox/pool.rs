@@ -13,11 +13,17 @@ use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationCon
 pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String> {
     let engine = |calls| {
         let mut config = engine::config(component.wasi);
-        let pool = pool(component, Limits { calls, ..limits });
+        let pool = pool(
+            component,
+            Limits {
+                max_concurrent_requests: calls,
+                ..limits
+            },
+        );
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         Engine::new(&config)
     };
-    let calls = limits.calls;
+    let calls = limits.max_concurrent_requests;
     engine(calls).map_err(|error| {
         let fits = |calls| {
             let mut spare = Vec::<u8>::new();
@@ -58,7 +64,7 @@ const TABLE_ELEMENTS: usize = 20_000;
 /// Slots for guests: each as many memories and tables as the component's modules define, which share what a guest may
 /// have. A component that makes several instances of a module may need more, and then does not load.
 fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
-    let Limits { calls, .. } = limits;
+    let calls = limits.max_concurrent_requests;
     let Description {
         memories, tables, ..
     } = *component;

@@ -5,8 +5,8 @@
 //! While it waits, its time stands still.
 
 use crate::connection::buffers::FREE_BYTES;
-use crate::sandbox::error::Failure;
-use crate::sandbox::handler::{CallState, Sandbox};
+use crate::sandbox::error::HandleError;
+use crate::sandbox::handler::{ComponentHandler, RequestState};
 use crate::telemetry::trace::Trace;
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
@@ -42,21 +42,21 @@ const MAX_DISCARDED_BYTES: usize = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A response's body: all of it, or one that is still to come.
-pub type Content = Either<Full<Bytes>, WasiBody>;
+pub type ResponseBody = Either<Full<Bytes>, WasiBody>;
 
 /// A guest that serves a request, as a future that ends with it.
-pub type Call = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+pub type Call = Pin<Box<dyn Future<Output = Result<(), HandleError>> + Send>>;
 
 /// A response that the guest has begun, and what the host has taken of its body.
-pub struct Begun {
+pub struct StartedResponse {
     head: Parts,
     body: WasiBody,
-    taken: Taken,
+    taken: FrameBuffer,
 }
 
 /// Frames that wait for the client.
 #[derive(Default)]
-struct Taken {
+struct FrameBuffer {
     frames: VecDeque<Frame<Bytes>>,
     /// Bytes of their data.
     bytes: usize,
@@ -68,7 +68,7 @@ struct Taken {
     has_failed: bool,
 }
 
-impl Taken {
+impl FrameBuffer {
     /// Bytes that the frames take.
     fn cost(&self) -> usize {
         self.bytes + self.trailers + self.frames.len() * FRAME_BYTES
@@ -118,13 +118,13 @@ impl Taken {
     }
 }
 
-impl Begun {
+impl StartedResponse {
     pub fn new(response: Response<WasiBody>) -> Self {
         let (head, body) = response.into_parts();
         Self {
             head,
             body,
-            taken: Taken::default(),
+            taken: FrameBuffer::default(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Begun {
         mut self,
         is_head: bool,
         logged: bool,
-    ) -> Result<(Response<Content>, usize), Failure> {
+    ) -> Result<(Response<ResponseBody>, usize), HandleError> {
         if has_no_body(is_head, self.head.status) {
             // Its length, if it has one, is that of the body that is left out (RFC 9110, section 8.6).
             let empty = Either::Left(Full::default());
@@ -153,12 +153,12 @@ impl Begun {
         drain(&mut self.body, &mut self.taken).await;
         match self.taken.end {
             Some(Err(error @ Error::InternalError(_))) => {
-                return Err(Failure::BodyFailed { error, logged });
+                return Err(HandleError::BodyFailed { error, logged });
             }
-            Some(Err(error)) => return Err(Failure::Malformed(error)),
+            Some(Err(error)) => return Err(HandleError::InvalidResponse(error)),
             Some(Ok(())) | None => {}
         }
-        let Taken {
+        let FrameBuffer {
             frames,
             bytes,
             trailers,
@@ -169,7 +169,7 @@ impl Begun {
             && number(claimed) != Some(bytes)
         {
             let length = Error::HttpResponseBodySize(Some(bytes as u64));
-            return Err(Failure::Malformed(length));
+            return Err(HandleError::InvalidResponse(length));
         }
         let (body, trailers) = join(frames, bytes);
         let body = Full::new(body);
@@ -190,12 +190,12 @@ impl Begun {
     /// When there is more than the host takes at once, and no permit for a transfer.
     pub fn streaming(
         self,
-        sandbox: Arc<Sandbox>,
+        sandbox: Arc<ComponentHandler>,
         call: Call,
-        state: Arc<CallState>,
+        state: Arc<RequestState>,
         transfer: Option<OwnedSemaphorePermit>,
         is_head: bool,
-    ) -> Result<Response<Content>, Failure> {
+    ) -> Result<Response<ResponseBody>, HandleError> {
         let Self { head, body, taken } = self;
         if has_no_body(is_head, head.status) {
             let guest = spawn(sandbox, state.trace.clone(), async move {
@@ -212,7 +212,7 @@ impl Begun {
         }
         let is_large = taken.is_full() || size(&head.headers) > FREE_BYTES;
         let transfer = match transfer {
-            None if is_large => Some(sandbox.transfer().ok_or(Failure::Transfers)?),
+            None if is_large => Some(sandbox.transfer().ok_or(HandleError::Transfers)?),
             transfer => transfer,
         };
         let missing = head.headers.get(CONTENT_LENGTH).and_then(number);
@@ -240,9 +240,9 @@ impl Begun {
 
 /// Runs a guest whose response has started.
 fn spawn(
-    sandbox: Arc<Sandbox>,
+    sandbox: Arc<ComponentHandler>,
     trace: Trace,
-    run: impl Future<Output = Result<(), Failure>> + Send + 'static,
+    run: impl Future<Output = Result<(), HandleError>> + Send + 'static,
 ) -> AbortHandle {
     let guest = tokio::spawn(async move {
         if let Err(failure) = run.await {
@@ -254,13 +254,13 @@ fn spawn(
 
 /// Runs the guest, and moves its body into the pipe.
 async fn serve(
-    sandbox: Arc<Sandbox>,
+    sandbox: Arc<ComponentHandler>,
     mut call: Call,
-    state: Arc<CallState>,
+    state: Arc<RequestState>,
     mut transfer: Option<OwnedSemaphorePermit>,
     mut body: WasiBody,
     pipe: Arc<Pipe>,
-) -> Result<(), Failure> {
+) -> Result<(), HandleError> {
     let mut pause: Option<Pin<Box<Sleep>>> = None;
     let ended = poll_fn(|cx| {
         loop {
@@ -272,7 +272,7 @@ async fn serve(
                 None if is_full => {
                     let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
                     if pause.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(Err(Failure::Transfers));
+                        return Poll::Ready(Err(HandleError::Transfers));
                     }
                 }
                 _ => pause = None,
@@ -281,11 +281,11 @@ async fn serve(
             if moved {
                 state.has_progressed.store(true, Ordering::Relaxed);
             }
-            state.preempted.store(false, Ordering::Relaxed);
+            state.yielded.store(false, Ordering::Relaxed);
             if let Poll::Ready(ended) = call.as_mut().poll(cx) {
                 return Poll::Ready(ended);
             }
-            if !moved || state.preempted.load(Ordering::Relaxed) {
+            if !moved || state.yielded.load(Ordering::Relaxed) {
                 return Poll::Pending;
             }
         }
@@ -293,7 +293,7 @@ async fn serve(
     let ended = ended.await;
     // The sandbox is free.
     drop(call);
-    let mut rest = Taken::default();
+    let mut rest = FrameBuffer::default();
     if pipe.state().taken.end.is_none() {
         if ended.is_err() {
             // Otherwise the client takes half a response for a whole one.
@@ -311,7 +311,7 @@ async fn serve(
         transfer = sandbox.buffer(bytes);
         if transfer.is_none() {
             pipe.fail();
-            return Err(Failure::Buffers);
+            return Err(HandleError::Buffers);
         }
     }
     pipe.end(rest, transfer);
@@ -320,7 +320,7 @@ async fn serve(
 
 /// Takes the rest of a body whose guest has ended. A guest that is kept for the next request may not have ended its
 /// body.
-async fn drain(body: &mut WasiBody, taken: &mut Taken) {
+async fn drain(body: &mut WasiBody, taken: &mut FrameBuffer) {
     while taken.end.is_none() {
         match timeout(DISCARD_TIMEOUT, body.frame()).await {
             Ok(Some(Ok(frame))) => {
@@ -382,7 +382,7 @@ async fn discard(mut body: WasiBody) -> bool {
 struct Pipe(Mutex<PipeState>);
 
 struct PipeState {
-    taken: Taken,
+    taken: FrameBuffer,
     permit: Option<OwnedSemaphorePermit>,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -410,9 +410,9 @@ impl Pipe {
     /// Ends the body with an error. What the client has not taken is dropped.
     fn fail(&self) {
         let mut state = self.state();
-        state.taken = Taken {
+        state.taken = FrameBuffer {
             end: Some(Err(Error::HttpResponseIncomplete)),
-            ..Taken::default()
+            ..FrameBuffer::default()
         };
         if let Some(reader) = state.reader.take() {
             reader.wake();
@@ -420,7 +420,7 @@ impl Pipe {
     }
 
     /// Adds the last frames and the end. The permit is for what the client has not taken.
-    fn end(&self, rest: Taken, permit: Option<OwnedSemaphorePermit>) {
+    fn end(&self, rest: FrameBuffer, permit: Option<OwnedSemaphorePermit>) {
         let mut state = self.state();
         state.permit = permit;
         state.taken.bytes += rest.bytes;
@@ -490,7 +490,7 @@ impl Body for StreamingBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let Taken { frames, end, .. } = &self.pipe.state().taken;
+        let FrameBuffer { frames, end, .. } = &self.pipe.state().taken;
         self.has_ended || frames.is_empty() && matches!(end, Some(Ok(())))
     }
 

@@ -19,17 +19,17 @@ use std::{mem, thread};
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// How long lines gather before they are written in one system call.
-const BATCH: Duration = Duration::from_millis(5);
+const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Capacity that a buffer keeps between batches.
 const BATCH_BYTES: usize = 64 << 10;
 
 /// The least time between two lines of a kind that [`Log::often`] writes.
-const OFTEN: Duration = Duration::from_secs(1);
+const THROTTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Format {
+pub enum LogFormat {
     Text,
     Json,
 }
@@ -57,7 +57,7 @@ impl fmt::Display for Level {
 
 /// One request and its response.
 #[derive(Clone, Debug)]
-pub struct Access {
+pub struct AccessRecord {
     /// The other end of the connection.
     pub peer: SocketAddr,
     /// Sender of the request: the peer, or the client that trusted proxies name.
@@ -70,13 +70,13 @@ pub struct Access {
     /// Bytes of the body that were passed on.
     pub bytes: u64,
     /// From the request's head to the end of the body.
-    pub took: Duration,
+    pub duration: Duration,
     /// Set when the server has cut it at the end of a drain.
     pub is_cut: bool,
 }
 
 /// What happens too often under load to be logged each time.
-struct Repeated {
+struct Throttled {
     kind: &'static str,
     /// How often it has happened since the last line.
     count: u64,
@@ -88,17 +88,17 @@ struct Repeated {
 /// The message that something has happened so many times.
 type Message = Box<dyn Fn(u64) -> String + Send>;
 
-impl Repeated {
+impl Throttled {
     /// When the next line is due, if there is anything to say.
     fn due(&self) -> Option<Instant> {
-        (self.count > 0).then(|| self.last + OFTEN)
+        (self.count > 0).then(|| self.last + THROTTLE_INTERVAL)
     }
 }
 
 /// A handle on the log, as cheap to clone as a pointer.
 #[derive(Clone)]
 pub struct Log {
-    format: Format,
+    format: LogFormat,
     queue: Arc<Queue>,
 }
 
@@ -116,22 +116,22 @@ struct State {
     dropped: u64,
     writing: bool,
     /// A few kinds, each as long as the process lives.
-    repeated: Vec<Repeated>,
+    throttled: Vec<Throttled>,
     /// Set when no more lines are to come.
     is_ending: bool,
 }
 
 impl State {
-    /// The messages of what has been repeated and is due at this time, or at the end.
+    /// The messages of what has been throttled and is due at this time, or at the end.
     fn due(&mut self, now: Instant) -> Vec<String> {
         let mut messages = Vec::new();
-        for repeated in &mut self.repeated {
-            if repeated
+        for throttled in &mut self.throttled {
+            if throttled
                 .due()
                 .is_some_and(|due| due <= now || self.is_ending)
             {
-                messages.push((repeated.message)(mem::take(&mut repeated.count)));
-                repeated.last = now;
+                messages.push((throttled.message)(mem::take(&mut throttled.count)));
+                throttled.last = now;
             }
         }
         messages
@@ -143,7 +143,7 @@ impl Log {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(format: Format, out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn start(format: LogFormat, out: impl Write + Send + 'static) -> io::Result<Self> {
         let queue = Arc::default();
         let log = Self { format, queue };
         let writer = log.clone();
@@ -173,8 +173,8 @@ impl Log {
             iostream: Some(stream),
         };
         self.push(&match self.format {
-            Format::Json => self.event_line(level, format_args!("{text}"), &event),
-            Format::Text => self.event_line(level, format_args!("guest: {text}"), &event),
+            LogFormat::Json => self.event_line(level, format_args!("{text}"), &event),
+            LogFormat::Text => self.event_line(level, format_args!("guest: {text}"), &event),
         });
     }
 
@@ -185,22 +185,26 @@ impl Log {
 
     /// Logs what happens often: at once, and for the rest at most once a second. `message` gets how often it has happened
     /// since the last line of its kind.
-    pub fn often(&self, kind: &'static str, message: impl Fn(u64) -> String + Send + 'static) {
+    pub fn event_throttled(
+        &self,
+        kind: &'static str,
+        message: impl Fn(u64) -> String + Send + 'static,
+    ) {
         let mut state = self.lock();
         let now = Instant::now();
-        match state.repeated.iter_mut().find(|it| it.kind == kind) {
-            Some(repeated) if repeated.count > 0 || now < repeated.last + OFTEN => {
-                let is_waited_for = repeated.count > 0;
-                repeated.count += 1;
-                repeated.message = Box::new(message);
+        match state.throttled.iter_mut().find(|it| it.kind == kind) {
+            Some(throttled) if throttled.count > 0 || now < throttled.last + THROTTLE_INTERVAL => {
+                let is_waited_for = throttled.count > 0;
+                throttled.count += 1;
+                throttled.message = Box::new(message);
                 drop(state);
                 if !is_waited_for {
                     self.queue.changed.notify_all();
                 }
                 return;
             }
-            Some(repeated) => repeated.last = now,
-            None => state.repeated.push(Repeated {
+            Some(throttled) => throttled.last = now,
+            None => state.throttled.push(Throttled {
                 kind,
                 count: 0,
                 last: now,
@@ -212,17 +216,20 @@ impl Log {
     }
 
     /// Logs a request and its answer.
-    pub fn access(&self, access: &Access) {
+    pub fn access(&self, record: &AccessRecord) {
         self.push(&match self.format {
-            Format::Text => format!("{access}\n"),
-            Format::Json => access.json(),
+            LogFormat::Text => format!(
+                "{record}
+"
+            ),
+            LogFormat::Json => record.json(),
         });
     }
 
     /// Waits until every line is written, `limit` at most: the reader may have stopped reading.
     pub fn flush(&self, limit: Duration) {
         let busy = |state: &mut State| {
-            let is_due = state.repeated.iter().any(|it| it.due().is_some());
+            let is_due = state.throttled.iter().any(|it| it.due().is_some());
             state.writing || is_due || !state.lines.is_empty()
         };
         let mut state = self.lock();
@@ -254,13 +261,13 @@ impl Log {
     fn write_to(&self, mut out: impl Write) {
         let mut batch = Vec::new();
         loop {
-            let (mut state, repeated) = self.wait();
+            let (mut state, throttled) = self.wait();
             mem::swap(&mut batch, &mut state.lines);
             let dropped = mem::take(&mut state.dropped);
             state.writing = true;
             drop(state);
 
-            for message in repeated {
+            for message in throttled {
                 self.warn(&mut batch, &message);
             }
             if dropped > 0 {
@@ -279,21 +286,21 @@ impl Log {
 
             self.lock().writing = false;
             self.queue.changed.notify_all();
-            thread::sleep(BATCH);
+            thread::sleep(BATCH_INTERVAL);
         }
     }
 
-    /// Waits until there is something to write; with it come the messages of what has been repeated.
+    /// Waits until there is something to write; with it come the messages of what has been throttled.
     fn wait(&self) -> (MutexGuard<'_, State>, Vec<String>) {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            let repeated = state.due(now);
-            if !repeated.is_empty() || !state.lines.is_empty() {
-                return (state, repeated);
+            let throttled = state.due(now);
+            if !throttled.is_empty() || !state.lines.is_empty() {
+                return (state, throttled);
             }
             let changed = &self.queue.changed;
-            let due = state.repeated.iter().filter_map(Repeated::due).min();
+            let due = state.throttled.iter().filter_map(Throttled::due).min();
             state = match due {
                 Some(due) => {
                     let waited = changed.wait_timeout(state, due - now);
@@ -314,14 +321,14 @@ impl Log {
     }
 
     fn event_line(&self, level: Level, message: fmt::Arguments, event: &Event) -> String {
-        let message = printable(&message.to_string());
+        let message = escape_control(&message.to_string());
         match self.format {
-            Format::Text => match event.trace.and_then(Trace::text) {
+            LogFormat::Text => match event.trace.and_then(Trace::text) {
                 // In front of the message, of which a guest may have written a part.
                 Some(id) => format!("{} {level} [{id}] {message}\n", now()),
                 None => format!("{} {level} {message}\n", now()),
             },
-            Format::Json => json(&JsonEvent {
+            LogFormat::Json => json(&JsonEvent {
                 timestamp: now(),
                 severity_text: level,
                 body: message,
@@ -378,7 +385,7 @@ struct JsonEvent<'a> {
     ids: Ids<'a>,
 }
 
-impl Access {
+impl AccessRecord {
     /// Keys are those of OpenTelemetry's log data model and of its semantic conventions for HTTP. These have a duration for
     /// metrics alone.
     fn json(&self) -> String {
@@ -416,10 +423,10 @@ impl Access {
             peer: self.peer.ip(),
             peer_port: self.peer.port(),
             method: self.method(),
-            path: printable(&self.path),
+            path: escape_control(&self.path),
             status: self.status,
             bytes: self.bytes,
-            duration_us: self.took.as_micros(),
+            duration_us: self.duration.as_micros(),
             cut: self.is_cut.then_some(true),
             ids: Ids::of(&self.trace),
         })
@@ -430,9 +437,9 @@ impl Access {
     }
 }
 
-impl fmt::Display for Access {
+impl fmt::Display for AccessRecord {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (now, path, took) = (now(), printable(&self.path), self.took.as_micros());
+        let (now, path, duration) = (now(), escape_control(&self.path), self.duration.as_micros());
         let Self {
             client,
             status,
@@ -442,7 +449,7 @@ impl fmt::Display for Access {
         let (level, method) = (Level::Info, self.method());
         write!(
             f,
-            "{now} {level} {client} {method} {path} {status} {bytes}B {took}us"
+            "{now} {level} {client} {method} {path} {status} {bytes}B {duration}us"
         )?;
         if self.is_cut {
             write!(f, " cut")?;
@@ -464,12 +471,12 @@ fn now() -> String {
 }
 
 /// The text with all that could move a cursor, colour a terminal or forge a line written as `\u{1b}`.
-pub fn printable(text: &str) -> String {
+pub fn escape_control(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             ' '..='~' => out.push(c),
-            // `escape_debug` leaves printable characters of any script as they are.
+            // `escape_debug` leaves escape_control characters of any script as they are.
             _ => out.extend(c.escape_debug()),
         }
     }

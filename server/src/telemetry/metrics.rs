@@ -4,7 +4,7 @@
 //! What happens is counted where it happens, in a handful of instructions. What is a state, such as memory in use, is read
 //! from its owner when `/metrics` is asked for. No label has values that a client chooses.
 
-use crate::sandbox::error::Failure;
+use crate::sandbox::error::HandleError;
 use http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, NoLabelSet};
@@ -254,21 +254,21 @@ impl Metrics {
     }
 
     /// Counts a request for which a guest gave no response, or not all of it.
-    pub fn failed(&self, failure: &Failure) {
+    pub fn failed(&self, failure: &HandleError) {
         match failure {
-            Failure::Busy => self.rejected_requests.count("max_requests"),
-            Failure::Memory => self.rejected_requests.count("guest_memory_total"),
-            Failure::Transfers => self.rejected_requests.count("transfers"),
-            Failure::Buffers => self.rejected_requests.count("buffers"),
+            HandleError::Overloaded => self.rejected_requests.count("max_requests"),
+            HandleError::GuestMemory => self.rejected_requests.count("guest_memory_total"),
+            HandleError::Transfers => self.rejected_requests.count("transfers"),
+            HandleError::Buffers => self.rejected_requests.count("buffers"),
             // The client's, and counted as a timeout where it is seen.
-            Failure::NoWholeRequest | Failure::Stalled => {}
-            Failure::Refused(_) => self.guest_failures.count("refused"),
-            Failure::Silent => self.guest_failures.count("no_response"),
-            Failure::Malformed(_) => self.guest_failures.count("malformed_response"),
-            Failure::BodyFailed { .. } => self.guest_failures.count("body_failed"),
-            Failure::Exited { .. } => self.guest_failures.count("exited"),
-            Failure::TimedOut => self.guest_failures.count("timed_out"),
-            Failure::Trapped(_) => self.guest_failures.count("trapped"),
+            HandleError::IncompleteRequest | HandleError::SlowRequest => {}
+            HandleError::GuestError(_) => self.guest_failures.count("refused"),
+            HandleError::NoResponse => self.guest_failures.count("no_response"),
+            HandleError::InvalidResponse(_) => self.guest_failures.count("malformed_response"),
+            HandleError::BodyFailed { .. } => self.guest_failures.count("body_failed"),
+            HandleError::Exited { .. } => self.guest_failures.count("exited"),
+            HandleError::Timeout => self.guest_failures.count("timed_out"),
+            HandleError::Trap(_) => self.guest_failures.count("trapped"),
         }
     }
 

@@ -39,12 +39,21 @@ pub mod listener {
     pub(crate) mod worker;
 }
 
-/// Below HTTP: the bytes of a connection, with their deadlines and buffers.
+/// A client's connection below hyper: bytes, deadlines, memory.
 mod connection {
     pub mod buffers;
+    pub mod frames;
+    pub mod http1;
     pub mod http2;
-    pub mod pace;
+    #[cfg(test)]
+    mod http2_tests;
+    pub mod in_flight;
+    pub mod stall;
+    pub mod state;
+    pub mod stream;
+    pub mod timeouts;
     pub mod transport;
+    pub mod window;
 }
 
 /// From a request of HTTP to its response.

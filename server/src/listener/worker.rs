@@ -4,7 +4,9 @@
 //! and is half again as fast as a runtime shared by all cores.
 
 use crate::config::settings::Config;
-use crate::connection::transport::{ConnectionState, Timeouts, Transport};
+use crate::connection::state::ConnectionState;
+use crate::connection::timeouts::Timeouts;
+use crate::connection::transport::Transport;
 use crate::request::service::{Handler, Service};
 use crate::request::validate::MAX_FIELDS;
 use http::StatusCode;
@@ -217,7 +219,7 @@ impl ConnectionHandler {
             .max_header_list_size(MAX_HEADER_BYTES as u32);
         Self {
             http,
-            timeouts: Timeouts::of(config),
+            timeouts: Timeouts::from(config),
             service,
             closing,
         }
@@ -243,19 +245,21 @@ impl ConnectionHandler {
         let refused = match end {
             ConnectionEnd::Closed => None,
             ConnectionEnd::Refused(status) => Some(status),
-            ConnectionEnd::Cut if connection.is_over() => {
+            ConnectionEnd::Cut if connection.is_exhausted() => {
                 self.service.log_cut();
                 None
             }
-            ConnectionEnd::Cut => connection.head().map(|_| StatusCode::REQUEST_TIMEOUT),
+            ConnectionEnd::Cut => connection
+                .head_started()
+                .map(|_| StatusCode::REQUEST_TIMEOUT),
         };
         if let Some(status) = refused {
-            let took = connection.head().map(|since| since.elapsed());
+            let took = connection.head_started().map(|since| since.elapsed());
             self.service
                 .log_refused(peer, status, took.unwrap_or_default());
         }
         match end {
-            ConnectionEnd::Cut => transport.cut().await,
+            ConnectionEnd::Cut => transport.abort().await,
             _ => transport.close().await,
         }
         metrics.connections.dec();
@@ -293,7 +297,7 @@ impl ConnectionHandler {
         poll_fn(|cx| {
             loop {
                 let polled = http.as_mut().poll(cx);
-                for status in connection.take_refused() {
+                for status in connection.drain_rejected() {
                     if status == StatusCode::SERVICE_UNAVAILABLE {
                         self.service.metrics.rejected_requests.count("max_streams");
                     }
@@ -302,14 +306,14 @@ impl ConnectionHandler {
                 if let Poll::Ready(ended) = polled {
                     return Poll::Ready(ConnectionEnd::of(ended, connection));
                 }
-                if connection.is_over() {
+                if connection.is_exhausted() {
                     return Poll::Ready(ConnectionEnd::Cut);
                 }
                 is_closing = is_closing || closing.as_mut().poll(cx).is_ready();
                 let end = match closed {
                     _ if !is_closing => None,
-                    None => connection.closes_at(IDLE_GRACE_PERIOD),
-                    Some(closed) => connection.is_over_at(closed, GOAWAY_TIMEOUT),
+                    None => connection.shutdown_time(IDLE_GRACE_PERIOD),
+                    Some(closed) => connection.goaway_deadline(closed, GOAWAY_TIMEOUT),
                 };
                 if end.is_some_and(|end| end <= Instant::now()) {
                     if closed.is_some() {
@@ -339,7 +343,7 @@ impl ConnectionHandler {
                 }
                 // HTTP/2 says that the connection closes, and a client that does not go on cuts no other response.
                 closed = Some(Instant::now());
-                grace = closed.map(|closed| closed + self.timeouts.last);
+                grace = closed.map(|closed| closed + self.timeouts.multiplexed_close);
                 http.as_mut().graceful_shutdown();
             }
         })
@@ -365,7 +369,7 @@ impl ConnectionEnd {
             .as_ref()
             .and_then(|it| it.downcast_ref::<hyper::Error>());
         match error {
-            _ if connection.is_over() => Self::Cut,
+            _ if connection.is_exhausted() => Self::Cut,
             Some(error) if error.is_parse_too_large() => {
                 Self::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }

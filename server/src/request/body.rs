@@ -4,9 +4,10 @@
 //! starts. A body that is larger needs a permit for a transfer, of which there are half as many as sandboxes. So does one
 //! whose client pauses for [`PAUSE`]: it may wait for a response to what it has sent. Without a permit, that one waits.
 
-use crate::connection::buffers::{Buffers, FREE_BYTES, Part};
-use crate::connection::pace::Pace;
-use crate::connection::transport::{ConnectionState, ReceivingBody};
+use crate::connection::buffers::{Buffers, FREE_BYTES, Reservation};
+use crate::connection::in_flight::ReceivingBody;
+use crate::connection::stall::StallTimer;
+use crate::connection::state::ConnectionState;
 use crate::sandbox::error::HandleError;
 use crate::sandbox::handler::ComponentHandler;
 use bytes::Bytes;
@@ -85,14 +86,14 @@ pub struct RequestBody {
     /// Received, and not yet given to the guest.
     received: Bytes,
     /// FrameBuffer for it.
-    part: Option<Part>,
+    part: Option<Reservation>,
     trailers: Option<HeaderMap>,
     /// What is still to come. `None` after the end.
     incoming: Option<(Incoming, ReceivingBody)>,
     /// Set when the client waits for `100 Continue`, which hyper sends when the body is first read. It does not send a
     /// body that nobody reads (RFC 9110, section 10.1.1).
     is_on_demand: bool,
-    pace: Pace,
+    pace: StallTimer,
     /// `None` if there is no body.
     progress: Option<Arc<Progress>>,
 }
@@ -106,13 +107,13 @@ impl RequestBody {
         connection: &Arc<ConnectionState>,
     ) -> Self {
         let incoming = Some(incoming).filter(|incoming| !incoming.is_end_stream());
-        let incoming = incoming.map(|incoming| (incoming, connection.receive_body()));
+        let incoming = incoming.map(|incoming| (incoming, ReceivingBody::start(connection)));
         Self {
             received: Bytes::new(),
             part: None,
             trailers: None,
             is_on_demand,
-            pace: Pace::new(limit),
+            pace: StallTimer::new(limit),
             progress: incoming.as_ref().map(|_| Arc::new(Progress::new(limit))),
             incoming,
         }
@@ -161,7 +162,7 @@ impl RequestBody {
                         let is_last = incoming.is_end_stream();
                         match frame.into_data() {
                             Ok(data) => {
-                                self.pace.pass(data.len());
+                                self.pace.record(data.len());
                                 receiving.progress();
                                 has_paused = false;
                                 if let Some(pause) = &mut pause {
@@ -178,7 +179,7 @@ impl RequestBody {
                                     buffer.extend_from_slice(&data);
                                 }
                                 if buffer.len() > FREE_BYTES && part.is_none() {
-                                    part = buffers.take(BUFFER_BYTES + STEP_BYTES);
+                                    part = buffers.try_reserve(BUFFER_BYTES + STEP_BYTES);
                                     if part.is_none() {
                                         let permit = sandbox.transfer().map(Some);
                                         return Poll::Ready(permit.ok_or(HandleError::Buffers));
@@ -249,7 +250,7 @@ impl Body for RequestBody {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 receiving.progress();
-                pace.pass(frame.data_ref().map_or(0, Bytes::len));
+                pace.record(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {

@@ -1,7 +1,8 @@
 //! One request's way: from hyper into the sandbox, and the answer back, with its line in the log.
 
 use crate::connection::buffers::{Buffers, FREE_BYTES};
-use crate::connection::transport::{ConnectionState, InFlightRequest};
+use crate::connection::in_flight::InFlightRequest;
+use crate::connection::state::ConnectionState;
 use crate::request::body::RequestBody;
 use crate::request::management::Health;
 use crate::request::validate;
@@ -75,7 +76,7 @@ impl Service {
     ) -> Response<LoggedBody> {
         let is_http2 = request.version() == Version::HTTP_2;
         let is_head = request.method() == Method::HEAD;
-        let mut open = connection.start_request();
+        let mut open = InFlightRequest::start(connection);
         let trace = Trace::of(request.headers());
         let mut entry = RequestRecord::new(self, peer, &request, &trace);
         let keep_alive_header = request.version() <= Version::HTTP_11;

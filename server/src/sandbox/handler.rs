@@ -199,7 +199,7 @@ impl ComponentHandler {
 
     /// Returns a permit to keep so many bytes for a client: of the buffers of all connections, else one for a transfer.
     pub fn buffer(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.buffers.take(bytes).or_else(|| self.transfer())
+        self.buffers.try_reserve(bytes).or_else(|| self.transfer())
     }
 
     /// Logs and counts how a guest failed whose response had started.

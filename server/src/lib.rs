@@ -33,9 +33,16 @@ pub mod component {
     pub mod file;
 }
 
-/// The way of a request begins: accepts connections, and serves each on one thread.
+/// From startup to the drain: accepts connections, and serves each on one thread.
 pub mod listener {
+    pub(crate) mod acceptor;
+    pub(crate) mod descriptors;
+    pub(crate) mod dispatcher;
+    pub(crate) mod drain;
+    pub(crate) mod http;
+    pub(crate) mod management;
     pub mod server;
+    pub(crate) mod socket;
     pub(crate) mod worker;
 }
 

@@ -2,33 +2,22 @@
 //! never a guest.
 
 use crate::component::file::{Description, VERSION};
-use crate::listener::worker::{Connection, Worker};
 use crate::request::service::{Page, Service};
 use crate::sandbox::handler::ComponentHandler;
 use crate::sandbox::host::Shared;
-use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::{CONTENT_TYPE, Exposition};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use prometheus_client::registry::Unit;
 use serde::Serialize;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{io, net};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-
-/// Connections that the management listener has at a time; further ones wait.
-pub const MAX_CONNECTIONS: usize = 16;
+use tokio::time::timeout;
 
 /// Time that a worker has to make progress.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Time to wait after `accept` failed.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The state behind the management listener's responses.
 pub struct Health {
@@ -207,45 +196,6 @@ async fn is_alive(workers: &[Handle]) -> bool {
         Ok::<_, tokio::task::JoinError>(())
     };
     matches!(timeout(PROGRESS_TIMEOUT, all).await, Ok(Ok(())))
-}
-
-/// Accepts connections on the worker's thread, until the process ends.
-///
-/// # Errors
-/// When the system denies it.
-pub fn accept(listener: TcpListener, worker: Worker, log: &Log) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let runtime = worker.handle().clone();
-    let log = log.clone();
-    runtime.spawn(async move {
-        let listener = match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                let message = format_args!("the management listener fails: {error}");
-                log.event(Level::Error, message);
-                return;
-            }
-        };
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        while let Ok(permit) = permits.clone().acquire_owned().await {
-            match accept_one(&listener).await {
-                Ok((stream, peer)) => worker.dispatch(Connection {
-                    stream,
-                    peer,
-                    permit,
-                }),
-                Err(_) => sleep(ACCEPT_BACKOFF).await,
-            }
-        }
-    });
-    Ok(())
-}
-
-async fn accept_one(
-    listener: &tokio::net::TcpListener,
-) -> io::Result<(net::TcpStream, net::SocketAddr)> {
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream.into_std()?, peer))
 }
 
 #[cfg(test)]

@@ -66,8 +66,11 @@ mod connection {
 /// From a request of HTTP to its response.
 mod request {
     pub mod body;
-    pub mod management;
+    pub mod endpoints;
+    pub mod page;
     pub mod service;
+    pub mod shutdown;
+    pub mod sources;
     pub mod validate;
 }
 

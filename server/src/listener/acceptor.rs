@@ -2,7 +2,7 @@
 
 use crate::connection::transport::{OVERLOADED_RESPONSE, lingering_close};
 use crate::listener::dispatcher::Dispatcher;
-use crate::listener::worker::Connection;
+use crate::listener::http::Connection;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 use rustix::io::{Errno, dup};

@@ -1,6 +1,7 @@
 //! The workers as a whole: assigns connections to them, and counts those that are open.
 
-use crate::listener::worker::{Connection, Worker};
+use crate::listener::http::Connection;
+use crate::listener::worker::Worker;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -14,10 +14,9 @@
 
 use crate::listener::acceptor::Acceptor;
 use crate::listener::dispatcher::Dispatcher;
-use crate::listener::http::IDLE_GRACE_PERIOD;
-use crate::listener::worker::Connection;
-use crate::request::management::Health;
-use crate::request::service::Shutdown;
+use crate::listener::http::{Connection, IDLE_GRACE_PERIOD};
+use crate::request::endpoints::Endpoints;
+use crate::request::shutdown::Shutdown;
 use crate::telemetry::log::{Level, Log};
 use std::io;
 use std::sync::Arc;
@@ -29,7 +28,7 @@ use tokio::time::{sleep, timeout};
 /// The parts of a server that a drain acts on.
 pub struct Drain {
     pub dispatcher: Dispatcher,
-    pub health: Arc<Health>,
+    pub endpoints: Arc<Endpoints>,
     pub shutdown: Arc<Shutdown>,
     /// Becomes true in phase 4.
     pub close_idle: watch::Sender<bool>,
@@ -78,7 +77,7 @@ impl Drain {
         signal: &str,
         signals: &mut mpsc::Receiver<String>,
     ) -> Option<String> {
-        self.health.end_readiness();
+        self.endpoints.end_readiness();
         let delay = self.delay;
         if delay.is_zero() {
             return None;

@@ -13,7 +13,6 @@ use crate::config::settings::Config;
 use crate::connection::state::ConnectionState;
 use crate::connection::timeouts::Timeouts;
 use crate::connection::transport::Transport;
-use crate::listener::worker::Connection;
 use crate::request::service::{Handler, Service};
 use crate::request::validate::MAX_FIELDS;
 use http::StatusCode;
@@ -29,7 +28,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
@@ -53,7 +52,14 @@ pub const IDLE_GRACE_PERIOD: Duration = Duration::from_millis(300);
 /// never does. A slow one first receives what the kernel has of earlier responses.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Serves connections, of which each worker has many.
+/// An accepted connection, with its permit until it is closed.
+pub struct Connection {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// Serves the connections of a worker.
 pub struct ConnectionHandler {
     http: auto::Builder<TokioExecutor>,
     timeouts: Timeouts,

@@ -2,8 +2,9 @@
 
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
-use crate::listener::worker::{Connection, Worker, WorkerThread};
-use crate::request::management::Health;
+use crate::listener::http::Connection;
+use crate::listener::worker::{Worker, WorkerThread};
+use crate::request::endpoints::Endpoints;
 use crate::request::service::{Handler, Service};
 use crate::telemetry::log::{Level, Log};
 use std::io;
@@ -22,13 +23,13 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait after an error of accept(2).
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Serves `health` until the process exits, also during a drain.
+/// Serves the endpoints until the process exits, also during a drain.
 ///
 /// # Errors
 /// When the system denies a thread or a file descriptor.
 pub fn start(
     listener: TcpListener,
-    health: Arc<Health>,
+    endpoints: Arc<Endpoints>,
     config: &Config,
     log: &Log,
 ) -> io::Result<()> {
@@ -39,7 +40,7 @@ pub fn start(
         ..config.clone()
     };
     let service = Arc::new(Service {
-        handler: Handler::Management(health),
+        handler: Handler::Management(endpoints),
         log: log.clone(),
         // Not shown anywhere: `/metrics` is about the traffic.
         metrics: Arc::default(),

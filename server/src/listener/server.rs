@@ -12,8 +12,9 @@ use crate::listener::drain::Drain;
 use crate::listener::worker::WorkerThread;
 use crate::listener::{management, socket};
 use crate::outbound::client::Outbound;
-use crate::request::management::{Health, Source};
+use crate::request::endpoints::Endpoints;
 use crate::request::service::{Handler, Service};
+use crate::request::sources::Sources;
 use crate::sandbox::budget::Budget;
 use crate::sandbox::handler::{ComponentHandler, Limits};
 use crate::sandbox::host::Shared;
@@ -154,21 +155,23 @@ impl Server {
         };
         let workers: io::Result<Vec<_>> = workers.into_iter().map(serve).collect();
         let dispatcher = Dispatcher::new(workers?, fds.connections);
-        let source = Source {
-            service: self.service.clone(),
+        let sources = Sources {
+            metrics: self.service.metrics.clone(),
+            log: self.log.clone(),
+            shutdown: self.service.shutdown.clone(),
             sandbox: self.sandbox,
             description: self.description,
-            connections: fds.connections,
+            max_connections: fds.connections,
         };
-        let health = Arc::new(Health::new(dispatcher.runtimes(), source));
+        let endpoints = Arc::new(Endpoints::new(dispatcher.runtimes(), &sources));
         if let Some(listener) = self.management {
-            management::start(listener, health.clone(), &self.config, &self.log)?;
+            management::start(listener, endpoints.clone(), &self.config, &self.log)?;
         }
         let metrics = self.service.metrics.clone();
         let acceptor = Acceptor::new(self.listener, fds.rejections, self.log.clone(), metrics)?;
         let drain = Drain {
             dispatcher,
-            health,
+            endpoints,
             shutdown: self.service.shutdown.clone(),
             close_idle,
             delay: self.config.drain_delay,

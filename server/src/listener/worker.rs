@@ -4,15 +4,14 @@
 //! runtime shared by all cores.
 
 use crate::config::settings::Config;
-use crate::listener::http::ConnectionHandler;
+use crate::listener::http::{Connection, ConnectionHandler};
 use crate::request::service::Service;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::runtime::{self, Handle, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Threads of a worker that resolve names for outbound requests. Each timeout of a name server blocks one for seconds.
 const RESOLVER_THREADS: usize = 16;
@@ -20,13 +19,6 @@ const RESOLVER_THREADS: usize = 16;
 /// Idle time after which a resolver thread exits: practically never. The runtime aborts the process if it has no such thread
 /// and the system denies one.
 const RESOLVER_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// An accepted connection, with its permit until it is closed.
-pub struct Connection {
-    pub stream: TcpStream,
-    pub peer: SocketAddr,
-    pub permit: OwnedSemaphorePermit,
-}
 
 /// Runs on a worker's thread, within its runtime.
 type Job = Box<dyn FnOnce() + Send>;

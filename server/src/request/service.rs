@@ -4,7 +4,9 @@ use crate::connection::buffers::{Buffers, FREE_BYTES};
 use crate::connection::in_flight::InFlightRequest;
 use crate::connection::state::ConnectionState;
 use crate::request::body::RequestBody;
-use crate::request::management::Health;
+use crate::request::endpoints::Endpoints;
+use crate::request::page::Page;
+use crate::request::shutdown::Shutdown;
 use crate::request::validate;
 use crate::sandbox::error::HandleError;
 use crate::sandbox::handler::ComponentHandler;
@@ -14,9 +16,7 @@ use crate::telemetry::log::{AccessRecord, Log};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Trace;
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -24,7 +24,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ const HTTP2_PIECE_BYTES: usize = 4 << 10;
 /// What responds to requests.
 pub enum Handler {
     Guests(Arc<ComponentHandler>),
-    Management(Arc<Health>),
+    Management(Arc<Endpoints>),
 }
 
 /// What all requests share.
@@ -53,17 +53,6 @@ pub struct Service {
     /// What the connections share.
     pub buffers: Buffers,
     pub shutdown: Arc<Shutdown>,
-}
-
-/// How far the server is in shutting down, and which requests it still has.
-#[derive(Default)]
-pub struct Shutdown {
-    /// Set when the server drains: from then on every response ends its connection.
-    pub is_draining: AtomicBool,
-    /// Set when the requests that are left are cut.
-    pub is_cutting: AtomicBool,
-    /// Requests whose responses have not passed.
-    pub requests: AtomicUsize,
 }
 
 impl Service {
@@ -87,7 +76,7 @@ impl Service {
         let refused = checked.is_err();
         let response = match checked {
             Ok(()) => self.dispatch(request, &mut open, trace).await,
-            Err((status, reason)) => Page::line(status, reason).into(),
+            Err((status, reason)) => Page::text(status, reason).into(),
         };
         let (mut head, mut body) = response.into_parts();
         if is_head && !body.is_end_stream() {
@@ -155,8 +144,8 @@ impl Service {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let sandbox = match &self.handler {
             Handler::Guests(sandbox) => sandbox,
-            Handler::Management(health) => {
-                return health.respond(&request).await.into();
+            Handler::Management(endpoints) => {
+                return endpoints.respond(&request).await.into();
             }
         };
         let failure = match self.call(sandbox, request, open, &trace).await {
@@ -173,7 +162,7 @@ impl Service {
             let message = format_args!("{method} {}: {failure}", uri.path());
             self.log.request_event(failure.level(), &trace, message);
         }
-        Page::line(status, status.canonical_reason().unwrap_or_default()).into()
+        Page::text(status, status.canonical_reason().unwrap_or_default()).into()
     }
 
     /// Receives the request's body, as much as there has to be of it, and calls a guest.
@@ -197,38 +186,6 @@ impl Service {
             open.keep(sandbox.buffer(bytes).ok_or(HandleError::Buffers)?);
         }
         Ok(response)
-    }
-}
-
-/// A response of the server's own.
-pub struct Page {
-    pub status: StatusCode,
-    pub content_type: &'static str,
-    pub body: Bytes,
-}
-
-impl Page {
-    /// A line of text.
-    pub fn line(status: StatusCode, line: &'static str) -> Self {
-        Self {
-            status,
-            content_type: "text/plain; charset=utf-8",
-            body: Bytes::from_static(line.as_bytes()),
-        }
-    }
-}
-
-impl From<Page> for Response<ResponseBody> {
-    fn from(page: Page) -> Self {
-        let mut response = Response::new(ResponseBody::Left(Full::new(page.body)));
-        *response.status_mut() = page.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if page.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from(1));
-        }
-        response
     }
 }
 

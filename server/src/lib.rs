@@ -70,7 +70,10 @@ mod sandbox {
 
 /// Requests of guests to other services.
 mod outbound {
+    pub mod allowed;
+    pub mod body;
     pub mod client;
+    pub mod limits;
 }
 
 /// What operators see of it all: log, metrics and traces.

@@ -29,8 +29,13 @@ pub mod config {
 pub mod component {
     #[cfg(feature = "compile")]
     pub(crate) mod compile;
+    #[cfg(feature = "compile")]
+    pub(crate) mod contents;
+    pub(crate) mod description;
     pub(crate) mod engine;
     pub mod file;
+    pub(crate) mod format;
+    pub(crate) mod imports;
 }
 
 /// The way of a request begins: accepts connections, and serves each on one thread.

@@ -1,7 +1,8 @@
 //! The listener: accepts connections, spreads them over the workers, turns away what is too much,
 //! and at the end drains.
 
-use crate::component::file::{Component, Description};
+use crate::component::description::Description;
+use crate::component::file::Component;
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
 use crate::connection::transport::{self, OVERLOADED_RESPONSE};

@@ -1,7 +1,7 @@
 //! The paths for operators: `/livez`, `/readyz`, `/metrics` and `/version`, on a listener and a thread of their own, and
 //! never a guest.
 
-use crate::component::file::{Description, VERSION};
+use crate::component::description::{Description, VERSION};
 use crate::listener::worker::{Connection, Worker};
 use crate::request::service::{Page, Service};
 use crate::sandbox::handler::ComponentHandler;

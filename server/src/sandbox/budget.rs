@@ -29,9 +29,6 @@ pub const CALLS_BETWEEN_COUNTS: u32 = 16;
 /// Handles that a host call makes at most.
 pub const HANDLES_OF_A_CALL: u32 = 2;
 
-/// Bytes of an element of a table, on a machine of 64 bits.
-pub const TABLE_ELEMENT_BYTES: usize = 8;
-
 /// Bytes of a handle, whatever it stands for.
 const HANDLE_BYTES: u64 = 256;
 

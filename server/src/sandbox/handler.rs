@@ -4,7 +4,8 @@
 //! A guest gets what [`host`] gives it, [`Limits::memory`] and a limit on its time, and it
 //! makes room for other requests every [`EPOCH_INTERVAL`](crate::sandbox::epoch::EPOCH_INTERVAL).
 
-use crate::component::file::{Component, Wasi};
+use crate::component::description::Wasi;
+use crate::component::file::Component;
 use crate::config::settings::MemorySize;
 use crate::connection::buffers::Buffers;
 use crate::request::body::Progress;

@@ -1,10 +1,11 @@
 //! What a guest sees of its host: clocks, randomness, a log stream, and what it was granted of environment and outbound
 //! HTTP.
 
+use crate::component::description::TABLE_ELEMENT_BYTES;
 use crate::outbound::client::{IoFuture, Outbound, Sent};
 use crate::sandbox::budget::{
     self, BODY_CHUNK_BYTES, BODY_CHUNKS, Budget, CALLS_BETWEEN_COUNTS, FREE_BYTES,
-    HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget, TABLE_ELEMENT_BYTES,
+    HANDLES_OF_A_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES, OverBudget,
 };
 use crate::sandbox::guest_log::{GuestLog, Kind};
 use crate::sandbox::handler::{Instance, RequestState};

@@ -3,7 +3,8 @@
 //! There are no files and no sockets, and no code for them. Interfaces that a language's runtime imports all the same are
 //! there: a guest has no directories, and the error of a socket that it may not have.
 
-use crate::component::file::Wasi;
+use crate::component::description::Wasi;
+use crate::component::imports::{check_imports, is_release};
 use crate::sandbox::host::Host;
 use crate::telemetry::log::Level;
 use std::hash::{BuildHasher, RandomState};
@@ -18,75 +19,6 @@ use wasmtime_wasi::p2::bindings::{cli, clocks, io, random};
 use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi_http::{WasiHttp, WasiHttpView};
 use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
-
-/// Interfaces that a guest may import, of WASI 0.2 and 0.3.
-const INTERFACES: [&str; 34] = [
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:cli/types",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/system-clock",
-    "wasi:clocks/types",
-    "wasi:clocks/wall-clock",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/client",
-    "wasi:http/outgoing-handler",
-    "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/instance-network",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/network",
-    "wasi:sockets/tcp",
-    "wasi:sockets/tcp-create-socket",
-    "wasi:sockets/types",
-    "wasi:sockets/udp",
-    "wasi:sockets/udp-create-socket",
-];
-
-/// A draft, which has this version alone.
-const CONFIG_STORE: &str = "wasi:config/store@0.2.0-rc.1";
-
-/// Checks the names of a component's imports.
-///
-/// # Errors
-/// One line that names all imports that no guest can have here.
-pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let unknown: Vec<_> = names.filter(|name| !is_known(name)).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "imports what this server does not have: {}",
-        unknown.join(", ")
-    ))
-}
-
-fn is_known(import: &str) -> bool {
-    let is_of =
-        |interface| is_release(import, interface, "0.2.") || is_release(import, interface, "0.3.");
-    INTERFACES.into_iter().any(is_of) || import == CONFIG_STORE
-}
-
-/// Returns true if an import or export, `package:name/interface@version`, is this interface and of a version
-/// that begins as `version`, a release and no draft of it.
-pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
-    name.split_once('@')
-        .is_some_and(|(name, of)| name == interface && of.starts_with(version) && !of.contains('-'))
-}
 
 /// Packages that are there without what they are for.
 const DENIED: [&str; 2] = ["wasi:filesystem/", "wasi:sockets/"];

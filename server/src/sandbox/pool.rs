@@ -1,7 +1,7 @@
 //! The pool of sandboxes: an engine with slots of memory, tables and stacks for as many guests as may run.
 
+use crate::component::description::Description;
 use crate::component::engine;
-use crate::component::file::Description;
 use crate::sandbox::handler::Limits;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 

@@ -63,6 +63,7 @@ mod request {
 /// The guest: an instance of the component, what it may use, and what it gives back.
 mod sandbox {
     pub mod budget;
+    pub mod denied;
     pub mod epoch;
     pub mod error;
     pub mod guest_log;

@@ -13,7 +13,7 @@ use crate::sandbox::budget::{Budget, OverBudget};
 use crate::sandbox::epoch::EpochTicker;
 use crate::sandbox::error::HandleError;
 use crate::sandbox::host::{Host, Shared};
-use crate::sandbox::linker as imports;
+use crate::sandbox::linker::linker;
 use crate::sandbox::pool;
 use crate::sandbox::response::{Call, ResponseBody, StartedResponse};
 use crate::telemetry::trace::Trace;
@@ -173,7 +173,7 @@ impl ComponentHandler {
     ) -> wasmtime::Result<Self> {
         // Otherwise the first guest does it, and fails where no file descriptor is left for it.
         component.initialize_copy_on_write_image()?;
-        let ready = imports::linker(&engine, component, wasi)?.instantiate_pre(component)?;
+        let ready = linker(&engine, component, wasi)?.instantiate_pre(component)?;
         let ready = match wasi {
             Wasi::P2 => ProxyPre::P2(p2::ProxyPre::new(ready)?),
             Wasi::P3 => ProxyPre::P3(p3::ServicePre::new(ready)?),

@@ -63,15 +63,29 @@ mod request {
 /// The guest: an instance of the component, what it may use, and what it gives back.
 mod sandbox {
     pub mod budget;
+    pub mod call;
     pub mod denied;
     pub mod epoch;
     pub mod error;
+    pub mod frame_buffer;
     pub mod guest_log;
     pub mod handler;
+    pub mod hooks;
     pub mod host;
+    pub mod host_memory;
+    pub mod idle;
+    pub mod instance;
+    pub mod limiter;
+    pub mod limits;
     pub mod linker;
+    pub mod permits;
+    pub mod pipe;
     pub mod pool;
+    pub mod progress;
+    pub mod request_state;
     pub mod response;
+    pub mod shared;
+    pub mod streaming;
 }
 
 /// Requests of guests to other services.

@@ -11,8 +11,10 @@ use crate::outbound::client::Outbound;
 use crate::request::management::{self, Health, Source};
 use crate::request::service::{Handler, Service};
 use crate::sandbox::budget::Budget;
-use crate::sandbox::handler::{ComponentHandler, Limits};
-use crate::sandbox::host::Shared;
+use crate::sandbox::handler::ComponentHandler;
+use crate::sandbox::limits::Limits;
+use crate::sandbox::permits::Permits;
+use crate::sandbox::shared::Shared;
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::Metrics;
 use rustix::io::{Errno, dup};
@@ -23,8 +25,8 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 use std::{io, thread};
@@ -96,6 +98,7 @@ impl Server {
             log.clone(),
             metrics.clone(),
         );
+        let buffers = Buffers::new(config.max_connections);
         let shared = Shared {
             log: log.clone(),
             metrics: metrics.clone(),
@@ -104,11 +107,15 @@ impl Server {
             outbound,
             memory: Budget::new(config.guest_memory_total.0),
             memory_share: component.description.memory_share(config.guest_memory),
-            idle: Mutex::default(),
+            permits: Permits::new(
+                &limits,
+                config.guest_memory_total.0,
+                component.description.total_initial_memory(),
+                buffers.clone(),
+            ),
         };
         component.check_total(config.guest_memory_total)?;
-        let buffers = Buffers::new(config.max_connections);
-        let sandbox = ComponentHandler::load(component, limits, shared, buffers.clone())?;
+        let sandbox = ComponentHandler::load(component, limits, shared)?;
         let sandbox = Arc::new(sandbox);
         Ok(Self {
             listener,

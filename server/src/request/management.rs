@@ -5,7 +5,7 @@ use crate::component::description::{Description, VERSION};
 use crate::listener::worker::{Connection, Worker};
 use crate::request::service::{Page, Service};
 use crate::sandbox::handler::ComponentHandler;
-use crate::sandbox::host::Shared;
+use crate::sandbox::shared::Shared;
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::{CONTENT_TYPE, Exposition};
 use bytes::Bytes;
@@ -118,7 +118,7 @@ impl Source {
         let of = sandbox.clone();
         let guests = "Sandboxes by what they do";
         all.gauges("guest_instances", guests, "state", move || {
-            let idle = of.shared().idle().len();
+            let idle = of.idle();
             let (running, _) = of.running();
             vec![("running", running as u64), ("idle", idle as u64)]
         });

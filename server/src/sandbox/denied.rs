@@ -99,10 +99,10 @@ pub fn link_function(
 
 /// Logs that a guest is denied a socket or a lookup, once per guest.
 fn log_denied(host: &mut Host, function: &str) {
-    if !host.is_refused {
-        host.is_refused = true;
+    if !host.has_logged_denial {
+        host.has_logged_denial = true;
         let message = format_args!("denied a guest {function}: no guest gets sockets");
         let log = &host.shared().log;
-        log.request_event(Level::Warn, &host.call.trace, message);
+        log.request_event(Level::Warn, &host.state.trace, message);
     }
 }

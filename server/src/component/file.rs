@@ -41,14 +41,14 @@ impl Component {
     pub fn open(path: &Path) -> Result<Self, String> {
         let error = |error: io::Error| unreadable(path, &error);
         let mut file = File::open(path).map_err(error)?;
-        let mut begin = Vec::new();
+        let mut prefix = Vec::new();
         (&mut file)
             .take(PREFIX_BYTES as u64)
-            .read_to_end(&mut begin)
+            .read_to_end(&mut prefix)
             .map_err(error)?;
-        if !is_machine_code(&begin) {
-            require_component(path, &begin)?;
-            return Self::from_wasm(path, begin, file);
+        if !is_machine_code(&prefix) {
+            require_component(path, &prefix)?;
+            return Self::from_wasm(path, prefix, file);
         }
         let description = Description::read(&mut file).map_err(error)?;
         let description = description.ok_or_else(|| {
@@ -65,8 +65,8 @@ impl Component {
     }
 
     #[cfg(feature = "compile")]
-    fn from_wasm(path: &Path, begin: Vec<u8>, mut rest: File) -> Result<Self, String> {
-        let mut wasm = begin;
+    fn from_wasm(path: &Path, prefix: Vec<u8>, mut rest: File) -> Result<Self, String> {
+        let mut wasm = prefix;
         rest.read_to_end(&mut wasm)
             .map_err(|error| unreadable(path, &error))?;
         Ok(Self {
@@ -121,7 +121,10 @@ impl Component {
         // SAFETY: the file ends with the trailer that only `wasi-essentials compile` writes, after the output of
         // `Engine::precompile_component`, and Wasmtime compares version and settings. Operators must ensure that nothing
         // else writes to the file, before or while it is mapped: see SECURITY.md.
-        #[allow(unsafe_code)]
+        #[expect(
+            unsafe_code,
+            reason = "loads machine code that this program has compiled"
+        )]
         let component = unsafe { wasmtime::component::Component::deserialize_file(engine, opened) };
         component.map_err(|error| {
             if let Some(line) = too_large(&path, &error) {

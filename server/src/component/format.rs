@@ -15,21 +15,21 @@ const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 pub const PREFIX_BYTES: usize = COMPONENT.len();
 
 /// Returns true for machine code, that is a `.cwasm`.
-pub fn is_machine_code(begin: &[u8]) -> bool {
-    begin.starts_with(ELF)
+pub fn is_machine_code(prefix: &[u8]) -> bool {
+    prefix.starts_with(ELF)
 }
 
 /// Checks that a file with these first bytes is a component.
 ///
 /// # Errors
 /// One line with the format of the file and the remedy.
-pub fn require_component(path: &Path, begin: &[u8]) -> Result<(), String> {
+pub fn require_component(path: &Path, prefix: &[u8]) -> Result<(), String> {
     let path = path.display();
-    if begin.starts_with(COMPONENT) {
+    if prefix.starts_with(COMPONENT) {
         Ok(())
-    } else if is_machine_code(begin) {
+    } else if is_machine_code(prefix) {
         Err(format!("{path}: machine code already, not a .wasm"))
-    } else if begin.starts_with(MODULE) {
+    } else if prefix.starts_with(MODULE) {
         Err(format!(
             "{path}: a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it \
              with `wasm-tools component new`"

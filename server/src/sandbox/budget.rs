@@ -78,3 +78,34 @@ impl fmt::Display for OverBudget {
 }
 
 impl std::error::Error for OverBudget {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn reservation_evicts_until_it_fits() {
+        let budget = Arc::new(Budget::new(100));
+        assert!(budget.reserve(90));
+        assert!(!budget.reserve(20));
+        let idle = AtomicU32::new(2);
+        let weak = Arc::downgrade(&budget);
+        budget.set_evict(move || {
+            let one_less = |idle: u32| idle.checked_sub(1);
+            let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+            let is_evicted = idle.try_update(set, get, one_less).is_ok();
+            if let Some(budget) = weak.upgrade().filter(|_| is_evicted) {
+                budget.release(30);
+            }
+            is_evicted
+        });
+        assert!(budget.reserve(10));
+        assert_eq!(budget.reserved(), 100);
+        assert!(budget.reserve(50));
+        assert_eq!(budget.reserved(), 90);
+        assert!(!budget.reserve(20));
+        assert_eq!(budget.reserved(), 90);
+    }
+}

@@ -3,8 +3,8 @@
 //! # When a response is sent
 //! The handler polls the guest and buffers its response, up to 64 KiB of the body, until one of these happens first:
 //!
-//! - The guest finishes. Its response is sent as a whole, with a `content-length`. If the guest has failed, nothing has been
-//!   sent, so that the client gets an error status instead of a truncated response.
+//! - The guest finishes. Its response is sent as a whole. If the guest has failed, nothing has been sent, so that the client
+//!   gets an error status instead of a truncated response.
 //! - The guest has started its response and waits: for a timer, for another service, for the rest of the request's body, or
 //!   because the buffer is full. The buffered part is sent, and the rest is streamed from a task of its own, see
 //!   [`streaming`]. If the guest fails from then on, its body ends with an error.
@@ -49,7 +49,7 @@ pub struct ComponentHandler {
     shared: Arc<Shared>,
 }
 
-/// State of a request that is to be responded to.
+/// State of the guest when its response is sent.
 enum Outcome {
     /// The guest has finished.
     Finished(Result<(), HandleError>),

@@ -3,7 +3,8 @@
 use crate::sandbox::guest_log::{GuestLog, Kind};
 use crate::sandbox::hooks::Hooks;
 use crate::sandbox::host_memory::{
-    self, CALLS_BETWEEN_COUNTS, FREE_BYTES, HANDLES_PER_CALL, Held, MAX_FIELDS_BYTES, MAX_HANDLES,
+    self, CALLS_BETWEEN_COUNTS, FREE_BYTES, HANDLES_PER_CALL, HostMemory, MAX_FIELDS_BYTES,
+    MAX_HANDLES,
 };
 use crate::sandbox::limiter::MemoryLimiter;
 use crate::sandbox::request_state::RequestState;
@@ -81,7 +82,7 @@ impl Host {
     #[cold]
     fn charge_host_memory(&mut self) {
         self.calls = 0;
-        let Held { handles, bytes } = host_memory::held(&mut self.table, self.slots);
+        let HostMemory { handles, bytes } = host_memory::count(&mut self.table, self.slots);
         let more = CALLS_BETWEEN_COUNTS * HANDLES_PER_CALL;
         self.slots = self.slots.max(handles + more);
         self.handles = handles;

@@ -38,13 +38,13 @@ const BODY_BYTES: u64 = (BODY_CHUNK_BYTES * (BODY_CHUNKS + 1)) as u64;
 const FIELD_BYTES: u64 = 112;
 
 /// Memory that the host holds for a guest.
-pub struct Held {
+pub struct HostMemory {
     pub handles: u32,
     pub bytes: u64,
 }
 
 /// Counts the memory of a guest's handles. `slots` is an upper bound on the slots of the table.
-pub fn held(table: &mut ResourceTable, slots: u32) -> Held {
+pub fn count(table: &mut ResourceTable, slots: u32) -> HostMemory {
     let (mut handles, mut bytes) = (0, 0);
     for key in 0..slots.min(MAX_HANDLES) {
         let Ok(handle) = table.get_any_mut(key) else {
@@ -68,7 +68,7 @@ pub fn held(table: &mut ResourceTable, slots: u32) -> Held {
             bytes += BODY_BYTES;
         }
     }
-    Held { handles, bytes }
+    HostMemory { handles, bytes }
 }
 
 fn fields_bytes(fields: &FieldMap) -> u64 {

@@ -1,5 +1,5 @@
-//! Compiles a `.wasm` to a `.cwasm`, for Linux on every CPU of an architecture. The output is reproducible: it depends on
-//! the content and the name of the file alone.
+//! Compiles a `.wasm` to a `.cwasm`, for Linux on every CPU of an architecture. The output is reproducible. It depends
+//! on the content and the name of the file, on the architecture, and on the version of this program.
 
 use crate::component::contents::Contents;
 use crate::component::description::{Description, VERSION};
@@ -37,7 +37,7 @@ pub fn parse_arch(name: &str) -> Result<&'static str, String> {
 /// Compiles a file, with progress on standard error. The default of `output` is the input's name with `.cwasm`.
 ///
 /// # Errors
-/// One line with the fault of the input or the error of the system.
+/// One line with what is wrong with the input, or with the error of the system.
 pub fn compile_file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result<(), String> {
     let wasm = fs::read(input).map_err(|error| unreadable(input, &error))?;
     let description = describe(input, &wasm, arch)?;

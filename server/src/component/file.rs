@@ -37,7 +37,7 @@ impl Component {
     /// Opens a `.cwasm`, or a `.wasm` if this program has the compiler. The content decides, not the name.
     ///
     /// # Errors
-    /// One line with the fault of the file and the remedy.
+    /// One line with what is wrong with the file, and the remedy.
     pub fn open(path: &Path) -> Result<Self, String> {
         let error = |error: io::Error| unreadable(path, &error);
         let mut file = File::open(path).map_err(error)?;

@@ -11,7 +11,7 @@ const ELF: &[u8] = b"\x7fELF";
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
-/// Number of bytes that tell the formats apart.
+/// Size of the prefix that identifies a format.
 pub const PREFIX_BYTES: usize = COMPONENT.len();
 
 /// Returns true for machine code, that is a `.cwasm`.

@@ -5,7 +5,7 @@
 //!
 //! - The library's connect timeout does not cover TLS. Here the timer runs until hyper first reads the request's body
 //!   (see [`RequestBody`]).
-//! - A connection whose response nobody reads stays open. Here it closes when the guest's call ends.
+//! - A connection whose response is not read stays open. Here it closes when the guest's call ends.
 //! - A DNS lookup goes on after its future is dropped. It occupies a blocking thread of the runtime, and later lookups
 //!   queue behind it. Here at most [`MAX_CONCURRENT_LOOKUPS`] names resolve at a time: a name is first resolved under
 //!   a permit, and the library resolves it again only after that has succeeded. Both hold the permit.

@@ -11,26 +11,26 @@ use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationCon
 /// One line with the largest `MAX_REQUESTS` that fits, if the address space is too small, for example because of 39-bit
 /// addresses or `RLIMIT_AS`.
 pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String> {
-    let engine = |calls| {
+    let engine = |instances| {
         let mut config = engine::config(component.wasi);
         let pool = pool(
             component,
             Limits {
-                max_concurrent_requests: calls,
+                max_concurrent_requests: instances,
                 ..limits
             },
         );
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         Engine::new(&config)
     };
-    let calls = limits.max_concurrent_requests;
-    engine(calls).map_err(|error| {
-        let fits = |calls| {
+    let instances = limits.max_concurrent_requests;
+    engine(instances).map_err(|error| {
+        let fits = |instances| {
             let mut spare = Vec::<u8>::new();
             spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok()
-                && engine(calls + calls / SPARE_PART).is_ok()
+                && engine(instances + instances / SPARE_PART).is_ok()
         };
-        let (mut fit, mut too_many) = (0, calls);
+        let (mut fit, mut too_many) = (0, instances);
         while fit + 1 < too_many {
             let middle = fit + (too_many - fit) / 2;
             if fits(middle) {
@@ -40,7 +40,7 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
             }
         }
         format!(
-            "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, each \
+            "MAX_REQUESTS={instances}: the address space that this process may have does not hold as many guests, each \
              with {} GiB; {}",
             (engine::MEMORY_RESERVATION >> 30) * u64::from(component.memories.max(1)),
             match fit {
@@ -65,24 +65,24 @@ const TABLE_ELEMENTS: usize = 20_000;
 /// Returns the configuration of the slots. Each has as many memories and tables as the component's modules define, and the
 /// memories share `GUEST_MEMORY`. A component that instantiates a module several times may need more, and does not load.
 fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
-    let calls = limits.max_concurrent_requests;
+    let instances = limits.max_concurrent_requests;
     let Description {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
     let share = |size| component.memory_share(size);
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(calls)
+    pool.total_component_instances(instances)
         // Core instances have no slots.
         .total_core_instances(u32::MAX)
-        .total_memories(calls.saturating_mul(memories))
+        .total_memories(instances.saturating_mul(memories))
         .max_memories_per_component(memories)
         .max_memories_per_module(memories)
-        .total_tables(calls.saturating_mul(tables))
+        .total_tables(instances.saturating_mul(tables))
         .max_tables_per_component(tables)
         .max_tables_per_module(tables)
         .table_elements(elements.max(TABLE_ELEMENTS))
-        .total_stacks(calls)
+        .total_stacks(instances)
         .max_memory_size(share(limits.memory))
         // An instance starts with the component's initial memory. It is copied over the first bytes of a used slot, which
         // stay resident, by default all of a small guest (see the root package's build.rs). The pages above are returned

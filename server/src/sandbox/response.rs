@@ -52,7 +52,7 @@ impl StartedResponse {
     /// set when the guest has written to its standard error.
     ///
     /// # Errors
-    /// When the body has ended with an error, or has another length than its head says.
+    /// When the body has ended with an error, or its length differs from `content-length`.
     pub async fn finish(
         mut self,
         is_head: bool,

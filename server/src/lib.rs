@@ -25,12 +25,17 @@ pub mod config {
     pub mod settings;
 }
 
-/// A component's file, from WebAssembly to machine code in memory.
+/// Component files: compiles a `.wasm`, and loads a `.cwasm`.
 pub mod component {
     #[cfg(feature = "compile")]
     pub(crate) mod compile;
+    #[cfg(feature = "compile")]
+    pub(crate) mod contents;
+    pub(crate) mod description;
     pub(crate) mod engine;
     pub mod file;
+    pub(crate) mod format;
+    pub(crate) mod imports;
 }
 
 /// From startup to the drain: accepts connections, and serves each on one thread.
@@ -74,22 +79,47 @@ mod request {
     pub mod validate;
 }
 
-/// The guest: an instance of the component, what it may use, and what it gives back.
+/// Guests: instances of the component, their host, their limits and their responses.
 mod sandbox {
-    pub mod budget;
-    pub mod epoch;
+    // A request's way through a guest.
+    pub mod call;
     pub mod error;
-    pub mod guest_log;
     pub mod handler;
+    pub mod idle;
+    pub mod instance;
+    pub mod progress;
+    pub mod request_state;
+
+    // The response.
+    pub mod frame_buffer;
+    pub mod pipe;
+    pub mod response;
+    pub mod streaming;
+
+    // The host functions.
+    pub mod denied;
+    pub mod guest_log;
+    pub mod hooks;
     pub mod host;
     pub mod linker;
+    pub mod shared;
+
+    // Memory, time and concurrency.
+    pub mod budget;
+    pub mod epoch;
+    pub mod host_memory;
+    pub mod limiter;
+    pub mod limits;
+    pub mod permits;
     pub mod pool;
-    pub mod response;
 }
 
-/// Requests of guests to other services.
+/// Outbound HTTP: requests of guests to other services.
 mod outbound {
+    pub mod allowed;
+    pub mod body;
     pub mod client;
+    pub mod limits;
 }
 
 /// What operators see of it all: log, metrics and traces.

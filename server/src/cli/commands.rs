@@ -4,8 +4,9 @@ use crate::cli::healthcheck;
 #[cfg(feature = "compile")]
 use crate::component::compile;
 #[cfg(feature = "compile")]
-use crate::component::file::ARCH;
-use crate::component::file::{Component, VERSION};
+use crate::component::description::ARCH;
+use crate::component::description::VERSION;
+use crate::component::file::Component;
 use crate::config::container;
 use crate::config::settings::{self as config, Config};
 use crate::listener::server::{self as listener, Server};
@@ -170,9 +171,9 @@ fn compile(given: Arguments) -> Result<(), Failure> {
         (None, Some(arch)) => ("TARGETARCH", arch.to_string_lossy().into_owned()),
         (None, None) => ("this machine", ARCH.to_owned()),
     };
-    let arch = compile::arch(&arch)
+    let arch = compile::parse_arch(&arch)
         .map_err(|expected| Failure::Usage(format!("{name}={arch}: {expected}")))?;
-    compile::file(&input, given.output, arch).map_err(Failure::Run)
+    compile::compile_file(&input, given.output, arch).map_err(Failure::Run)
 }
 
 #[cfg(not(feature = "compile"))]

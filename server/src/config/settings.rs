@@ -1,7 +1,8 @@
 //! The configuration: read once at start-up from flags and the environment, never again.
 
 use crate::config::container;
-use crate::outbound::client::{self as outbound, AllowedHost};
+use crate::outbound::allowed::AllowedHost;
+use crate::outbound::limits as outbound;
 use crate::telemetry::client::{self as forwarded, TrustedProxies};
 use crate::telemetry::log::{LogFormat, escape_control};
 use std::ffi::OsString;

@@ -2,7 +2,8 @@
 //!
 //! Owns what is made once at startup. Accepting, serving and draining are in the files next to it.
 
-use crate::component::file::{Component, Description};
+use crate::component::description::Description;
+use crate::component::file::Component;
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
 use crate::listener::acceptor::Acceptor;
@@ -16,12 +17,14 @@ use crate::request::endpoints::Endpoints;
 use crate::request::service::{Handler, Service};
 use crate::request::sources::Sources;
 use crate::sandbox::budget::Budget;
-use crate::sandbox::handler::{ComponentHandler, Limits};
-use crate::sandbox::host::Shared;
+use crate::sandbox::handler::ComponentHandler;
+use crate::sandbox::limits::Limits;
+use crate::sandbox::permits::Permits;
+use crate::sandbox::shared::Shared;
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::metrics::Metrics;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::{io, thread};
 use tokio::sync::{mpsc, watch};
 
@@ -76,8 +79,7 @@ impl Server {
         let sandbox = Arc::new(ComponentHandler::load(
             component,
             limits(&config),
-            shared(component, &config, log, &metrics),
-            buffers.clone(),
+            shared(component, &config, log, &metrics, &buffers),
         )?);
         Ok(Self {
             listener,
@@ -193,7 +195,13 @@ fn limits(config: &Config) -> Limits {
 }
 
 /// Makes what all sandboxes share.
-fn shared(component: &Component, config: &Config, log: &Log, metrics: &Arc<Metrics>) -> Shared {
+fn shared(
+    component: &Component,
+    config: &Config,
+    log: &Log,
+    metrics: &Arc<Metrics>,
+    buffers: &Buffers,
+) -> Shared {
     let set = |(name, value): &(String, Option<String>)| Some((name.clone(), value.clone()?));
     let variables: Vec<_> = config.guest_env.iter().filter_map(set).collect();
     let outbound = Outbound::new(
@@ -210,6 +218,11 @@ fn shared(component: &Component, config: &Config, log: &Log, metrics: &Arc<Metri
         outbound,
         memory: Budget::new(config.guest_memory_total.0),
         memory_share: component.description.memory_share(config.guest_memory),
-        idle: Mutex::default(),
+        permits: Permits::new(
+            &limits(config),
+            config.guest_memory_total.0,
+            component.description.total_initial_memory(),
+            buffers.clone(),
+        ),
     }
 }

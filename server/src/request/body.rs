@@ -9,18 +9,19 @@ use crate::connection::in_flight::ReceivingBody;
 use crate::connection::stall::StallTimer;
 use crate::connection::state::ConnectionState;
 use crate::sandbox::error::HandleError;
-use crate::sandbox::handler::ComponentHandler;
+use crate::sandbox::permits::Permits;
+use crate::sandbox::progress::Progress;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::Error;
 
@@ -36,51 +37,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Time for which the rest of a body that the guest did not read is received and dropped. Closing with unread input
 /// resets the connection, and the client may lose the response (RFC 9112, section 9.6).
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What others see of a body on its way.
-pub struct Progress {
-    /// The longest that a guest can wait for the client, in one go: `BODY_TIMEOUT`, and room for what ends that.
-    pub limit: Duration,
-    /// Set while the guest waits for more and the client has not sent it.
-    pub is_awaited: AtomicBool,
-    /// Wakes the guest's call. A guest for WASI 0.2 that only looks whether there is more does not wait for it, and is not
-    /// woken by it. `None` for WASI 0.3, where the host reads ahead of the guest.
-    call: Mutex<Option<Waker>>,
-    /// Notified when the client goes or sends what is no body. The guest does not see it, because it would take that for
-    /// a failure of its own.
-    pub failed: Notify,
-}
-
-impl Progress {
-    fn new(body_timeout: Duration) -> Self {
-        Self {
-            limit: body_timeout + Duration::from_secs(1),
-            is_awaited: AtomicBool::new(false),
-            call: Mutex::new(None),
-            failed: Notify::new(),
-        }
-    }
-
-    /// Begins a turn of a guest that asks again for all that it waits for.
-    pub fn begin_turn(&self, call: &Waker) {
-        self.is_awaited.store(false, Ordering::Relaxed);
-        let mut waker = self.call();
-        if !waker.as_ref().is_some_and(|it| it.will_wake(call)) {
-            *waker = Some(call.clone());
-        }
-    }
-
-    /// Takes note of a look for more, by what is woken when there is.
-    fn look(&self, is_pending: bool, waker: &Waker) {
-        let is_waiting = self.call().as_ref().is_none_or(|it| it.will_wake(waker));
-        self.is_awaited
-            .store(is_pending && is_waiting, Ordering::Relaxed);
-    }
-
-    fn call(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.call.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 pub struct RequestBody {
     /// Received, and not yet given to the guest.
@@ -131,14 +87,14 @@ impl RequestBody {
     /// When the body is not whole or malformed, the client stalls, or there is no permit.
     pub async fn receive(
         &mut self,
-        sandbox: &ComponentHandler,
+        permits: &Permits,
         buffers: &Buffers,
     ) -> Result<Option<OwnedSemaphorePermit>, HandleError> {
         if self.incoming.is_none() {
             return Ok(None);
         }
         if self.is_on_demand {
-            return sandbox.transfer().map(Some).ok_or(HandleError::Transfers);
+            return permits.transfer().map(Some).ok_or(HandleError::Transfers);
         }
         let mut buffer = Vec::new();
         let mut part = None;
@@ -150,7 +106,7 @@ impl RequestBody {
                     return Poll::Ready(Ok(None));
                 };
                 if buffer.len() >= BUFFER_BYTES {
-                    return Poll::Ready(sandbox.transfer().map(Some).ok_or(HandleError::Transfers));
+                    return Poll::Ready(permits.transfer().map(Some).ok_or(HandleError::Transfers));
                 }
                 match Pin::new(&mut *incoming).poll_frame(cx) {
                     Poll::Ready(None) => self.incoming = None,
@@ -181,7 +137,7 @@ impl RequestBody {
                                 if buffer.len() > FREE_BYTES && part.is_none() {
                                     part = buffers.try_reserve(BUFFER_BYTES + STEP_BYTES);
                                     if part.is_none() {
-                                        let permit = sandbox.transfer().map(Some);
+                                        let permit = permits.transfer().map(Some);
                                         return Poll::Ready(permit.ok_or(HandleError::Buffers));
                                     }
                                 }
@@ -196,7 +152,7 @@ impl RequestBody {
                         let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
                         if !has_paused && pause.as_mut().poll(cx).is_ready() {
                             has_paused = true;
-                            if let Some(permit) = sandbox.transfer() {
+                            if let Some(permit) = permits.transfer() {
                                 return Poll::Ready(Ok(Some(permit)));
                             }
                         }
@@ -245,7 +201,7 @@ impl Body for RequestBody {
         *is_on_demand = false;
         let polled = Pin::new(body).poll_frame(cx);
         if let Some(progress) = &*progress {
-            progress.look(polled.is_pending(), cx.waker());
+            progress.record_poll(polled.is_pending(), cx.waker());
         }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {

@@ -153,7 +153,7 @@ impl Service {
             Err(failure) => failure,
         };
         let status = failure.status();
-        self.metrics.failed(&failure);
+        failure.count(&self.metrics);
         if let Some(lack) = failure.exhausted() {
             self.log.event_throttled(lack, move |count| {
                 format!("{lack}: {count} more requests refused")
@@ -177,13 +177,21 @@ impl Service {
         let mut request = request
             .map(|body| RequestBody::new(body, is_on_demand, self.body_timeout, open.connection()));
         let body = request.body_mut();
-        let transfer = body.receive(sandbox, &self.buffers).await?;
+        let transfer = body
+            .receive(&sandbox.shared().permits, &self.buffers)
+            .await?;
         let progress = body.progress();
         let (response, bytes) = sandbox
             .handle(request, progress, transfer, trace.clone())
             .await?;
         if bytes > FREE_BYTES {
-            open.keep(sandbox.buffer(bytes).ok_or(HandleError::Buffers)?);
+            open.keep(
+                sandbox
+                    .shared()
+                    .permits
+                    .buffer(bytes)
+                    .ok_or(HandleError::Buffers)?,
+            );
         }
         Ok(response)
     }

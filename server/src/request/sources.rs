@@ -1,9 +1,9 @@
 //! The content of `/version` and `/metrics`, and the parts of the server that it is read from.
 
-use crate::component::file::{Description, VERSION};
+use crate::component::description::{Description, VERSION};
 use crate::request::shutdown::Shutdown;
 use crate::sandbox::handler::ComponentHandler;
-use crate::sandbox::host::Shared;
+use crate::sandbox::shared::Shared;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::{Exposition, Metrics};
 use bytes::Bytes;
@@ -119,7 +119,7 @@ impl Sources {
         let sandbox = self.sandbox.clone();
         let (name, help) = ("guest_instances", "Sandboxes by what they do");
         exposition.gauges(name, help, "state", move || {
-            let idle = sandbox.shared().idle().len();
+            let idle = sandbox.idle();
             let (running, _) = sandbox.running();
             vec![("running", running as u64), ("idle", idle as u64)]
         });

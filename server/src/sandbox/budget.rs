@@ -1,54 +1,21 @@
-//! The memory that all guests share, `GUEST_MEMORY_TOTAL`: their linear memories and tables, and what the host holds for
-//! them beyond [`FREE_BYTES`] each.
+//! The memory of all guests, `GUEST_MEMORY_TOTAL`: their linear memories and tables, and the memory that the host holds for
+//! them.
 //!
-//! Wasmtime asks before a memory or a table grows. It does not ask before a guest makes the host hold something: a handle
-//! of WASI, with fields of HTTP behind it. So [`held`] counts that, every [`CALLS_BETWEEN_COUNTS`] host calls.
+//! A reservation that does not fit evicts idle instances until it does.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use wasmtime::component::ResourceTable;
-use wasmtime_wasi_http::p2::body::HostOutgoingBody;
-use wasmtime_wasi_http::p2::types::{
-    HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse,
-};
-use wasmtime_wasi_http::{FieldMap, p3};
 
-/// Handles that a guest may have at a time. A response takes about 5, an outbound request about 10.
-pub const MAX_HANDLES: u32 = 1024;
-
-/// Bytes of names and values in one list of fields, as `wasmtime-wasi-http` counts them: as many as a request's head may
-/// have.
-pub const MAX_FIELDS_BYTES: usize = 32 << 10;
-
-/// Bytes that the host holds for a guest without charging them.
-pub const FREE_BYTES: u64 = 256 << 10;
-
-/// Host calls of a guest between two counts. In so many, it can make the host hold [`MAX_FIELDS_BYTES`] each.
-pub const CALLS_BETWEEN_COUNTS: u32 = 16;
-
-/// Handles that a host call makes at most.
-pub const HANDLES_OF_A_CALL: u32 = 2;
-
-/// Bytes of an element of a table, on a machine of 64 bits.
-pub const TABLE_ELEMENT_BYTES: usize = 8;
-
-/// Bytes of a handle, whatever it stands for.
-const HANDLE_BYTES: u64 = 256;
-
-/// Bytes that the host takes of a body before the guest has to wait: chunks, one of which the channel adds by itself.
-pub const BODY_CHUNK_BYTES: usize = 16 << 10;
-pub const BODY_CHUNKS: usize = 3;
-const BODY_BYTES: u64 = (BODY_CHUNK_BYTES * (BODY_CHUNKS + 1)) as u64;
-
-/// Bytes of a field besides name and value: an entry of `http`'s `HeaderMap` with its index.
-const FIELD_BYTES: u64 = 112;
+/// Evicts an idle instance; returns false if there is none.
+type Evict = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Memory of all guests.
-#[derive(Debug)]
 pub struct Budget {
     /// In bytes.
     total: u64,
     reserved: AtomicU64,
+    evict: OnceLock<Evict>,
 }
 
 impl Budget {
@@ -56,21 +23,36 @@ impl Budget {
         Self {
             total,
             reserved: AtomicU64::new(0),
+            evict: OnceLock::new(),
         }
     }
 
-    /// All of it, in bytes.
+    /// Sets the hook that evicts an idle instance, once.
+    pub fn set_evict(&self, evict: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.evict.set(Box::new(evict));
+    }
+
+    /// Size of the budget, in bytes.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// What is reserved of it, in bytes.
+    /// Reserved part of it, in bytes.
     pub fn reserved(&self) -> u64 {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Takes bytes; returns false if there are not as many left.
+    /// Reserves bytes; returns false if they do not fit, even without idle instances.
     pub fn reserve(&self, bytes: u64) -> bool {
+        while !self.try_reserve(bytes) {
+            if !self.evict.get().is_some_and(|evict| evict()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn try_reserve(&self, bytes: u64) -> bool {
         let fits = |reserved: u64| {
             reserved
                 .checked_add(bytes)
@@ -85,7 +67,7 @@ impl Budget {
     }
 }
 
-/// A guest does not fit into the budget at its start.
+/// The initial memory of an instance does not fit into the budget.
 #[derive(Debug)]
 pub struct OverBudget;
 
@@ -97,44 +79,33 @@ impl fmt::Display for OverBudget {
 
 impl std::error::Error for OverBudget {}
 
-/// What the host holds for a guest.
-pub struct Held {
-    pub handles: u32,
-    pub bytes: u64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
 
-/// Counts what the host holds for a guest, whose table has grown to so many slots at most.
-pub fn held(table: &mut ResourceTable, slots: u32) -> Held {
-    let (mut handles, mut bytes) = (0, 0);
-    for key in 0..slots.min(MAX_HANDLES) {
-        let Ok(handle) = table.get_any_mut(key) else {
-            continue;
-        };
-        handles += 1;
-        bytes += HANDLE_BYTES;
-        if let Some(fields) = handle.downcast_ref::<FieldMap>() {
-            bytes += fields_bytes(fields);
-        } else if let Some(response) = handle.downcast_ref::<HostOutgoingResponse>() {
-            bytes += fields_bytes(&response.headers);
-        } else if let Some(request) = handle.downcast_ref::<HostOutgoingRequest>() {
-            bytes += fields_bytes(&request.headers);
-        } else if let Some(response) = handle.downcast_ref::<HostIncomingResponse>() {
-            bytes += fields_bytes(&response.headers);
-        } else if let Some(request) = handle.downcast_ref::<p3::Request>() {
-            bytes += fields_bytes(&request.headers);
-        } else if let Some(response) = handle.downcast_ref::<p3::Response>() {
-            bytes += fields_bytes(&response.headers);
-        } else if handle.is::<HostOutgoingBody>() {
-            bytes += BODY_BYTES;
-        }
+    #[test]
+    fn reservation_evicts_until_it_fits() {
+        let budget = Arc::new(Budget::new(100));
+        assert!(budget.reserve(90));
+        assert!(!budget.reserve(20));
+        let idle = AtomicU32::new(2);
+        let weak = Arc::downgrade(&budget);
+        budget.set_evict(move || {
+            let one_less = |idle: u32| idle.checked_sub(1);
+            let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+            let is_evicted = idle.try_update(set, get, one_less).is_ok();
+            if let Some(budget) = weak.upgrade().filter(|_| is_evicted) {
+                budget.release(30);
+            }
+            is_evicted
+        });
+        assert!(budget.reserve(10));
+        assert_eq!(budget.reserved(), 100);
+        assert!(budget.reserve(50));
+        assert_eq!(budget.reserved(), 90);
+        assert!(!budget.reserve(20));
+        assert_eq!(budget.reserved(), 90);
     }
-    Held { handles, bytes }
-}
-
-fn fields_bytes(fields: &FieldMap) -> u64 {
-    let values = fields.values().map(|value| value.len() as u64);
-    let names = fields.keys().map(|name| name.as_str().len() as u64);
-    fields.capacity().max(fields.len()) as u64 * FIELD_BYTES
-        + values.sum::<u64>()
-        + names.sum::<u64>()
 }

@@ -1,4 +1,6 @@
-//! The clock that interrupts guests: it ticks while any of them runs.
+//! The thread that interrupts guests, and the limit on concurrent calls (`MAX_REQUESTS`).
+//!
+//! The count of running guests serves both: the thread increments the epoch while there are any, and is parked otherwise.
 
 use std::io;
 use std::sync::Arc;
@@ -7,10 +9,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::Engine;
 
-/// How long a guest computes before other requests on its thread get their turn.
+/// Time slice of a guest. Then it yields to the other requests on its thread.
 pub const EPOCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Ticks while guests run, so that one that computes for long makes room for others.
+/// Increments the epoch of an engine while guests run.
 pub struct EpochTicker {
     shared: Arc<TickerState>,
     thread: JoinHandle<()>,
@@ -23,6 +25,10 @@ struct TickerState {
 }
 
 impl EpochTicker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system denies a thread.
     pub fn start(engine: Engine) -> io::Result<Self> {
         let shared = Arc::<TickerState>::default();
         let state = shared.clone();
@@ -39,18 +45,17 @@ impl EpochTicker {
         Ok(Self { shared, thread })
     }
 
-    /// Guests that run.
+    /// Returns the number of running guests.
     pub fn running(&self) -> usize {
         self.shared.running.load(Ordering::Relaxed)
     }
 
-    /// Counts a guest as running for as long as the value that this returns lives; none when
-    /// `limit` are running.
+    /// Counts a guest as running until the guard is dropped; returns `None` if `limit` guests are running.
     pub fn try_acquire(&self, limit: usize) -> Option<RunningGuard<'_>> {
         let one_more = |running| (running < limit).then_some(running + 1);
         let running = &self.shared.running;
         let others = running.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        // Unparking costs a system call only when the thread is parked.
+        // The thread is parked only if no other guest runs. Unparking it is a system call.
         if others.ok()? == 0 {
             self.thread.thread().unpark();
         }
@@ -65,6 +70,7 @@ impl Drop for EpochTicker {
     }
 }
 
+/// Counts a guest as running until dropped.
 pub struct RunningGuard<'a>(&'a AtomicUsize);
 
 impl Drop for RunningGuard<'_> {

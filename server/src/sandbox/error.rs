@@ -1,35 +1,36 @@
-//! Why a request gets no response from the guest, and which one it gets instead.
+//! The reasons why a request has no response from the guest, with the status, log line and metric for each.
 
 use crate::telemetry::log::Level;
+use crate::telemetry::metrics::Metrics;
 use http::StatusCode;
 use std::fmt;
 use wasmtime_wasi_http::Error;
 
-/// Why there is no response from the guest.
+/// Reason why a request has no response from the guest.
 #[derive(Debug)]
 pub enum HandleError {
-    /// As many calls as allowed are under way.
+    /// `MAX_REQUESTS` calls are running.
     Overloaded,
-    /// The memory of all guests is taken, and this one does not fit.
+    /// The initial memory of an instance does not fit into `GUEST_MEMORY_TOTAL`.
     GuestMemory,
-    /// As many guests as may wait for their clients do so.
+    /// All permits for guests that wait for their clients are in use.
     Transfers,
-    /// The memory that connections share is taken.
+    /// The buffers that connections share are in use.
     Buffers,
-    /// The client has gone before the request's body was whole, or has sent what is no body.
+    /// The client disconnected before the end of the request's body, or sent a malformed body.
     IncompleteRequest,
     /// The client sends the request's body too slowly.
     SlowRequest,
-    /// The guest gave this error instead of a response.
+    /// The guest returned this error instead of a response.
     GuestError(String),
     /// The guest ended without a response.
     NoResponse,
-    /// The guest's response is not what it says it is.
+    /// The guest's response is malformed.
     InvalidResponse(Error),
-    /// The guest gave an error in place of the rest of the response's body.
+    /// The guest ended the response's body with an error.
     BodyFailed {
         error: Error,
-        /// As below.
+        /// Set when the guest has written to its standard error during the request.
         logged: bool,
     },
     /// The guest exited.
@@ -38,9 +39,9 @@ pub enum HandleError {
         /// Set when the guest has written to its standard error during the request.
         logged: bool,
     },
-    /// The guest took longer than allowed.
+    /// The guest exceeded `GUEST_TIMEOUT`.
     Timeout,
-    /// The guest broke off: a panic, a fault, too much memory or stack.
+    /// The guest trapped: a panic, a fault, or exhausted memory or stack.
     Trap(wasmtime::Error),
 }
 
@@ -49,7 +50,7 @@ impl HandleError {
         Self::GuestError(format!("{code:?}"))
     }
 
-    /// Returns what there is not enough of for the request, if that is why it fails.
+    /// Returns the exhausted resource, if that is the reason.
     pub fn exhausted(&self) -> Option<&'static str> {
         match self {
             Self::Overloaded => Some("MAX_REQUESTS are in the component"),
@@ -62,7 +63,7 @@ impl HandleError {
         }
     }
 
-    /// The status to respond with.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Overloaded | Self::GuestMemory | Self::Transfers | Self::Buffers => {
@@ -80,7 +81,31 @@ impl HandleError {
         }
     }
 
-    /// Returns how much it matters to the operator.
+    /// Counts the failure.
+    pub fn count(&self, metrics: &Metrics) {
+        let Metrics {
+            rejected_requests,
+            guest_failures,
+            ..
+        } = metrics;
+        match self {
+            Self::Overloaded => rejected_requests.count("max_requests"),
+            Self::GuestMemory => rejected_requests.count("guest_memory_total"),
+            Self::Transfers => rejected_requests.count("transfers"),
+            Self::Buffers => rejected_requests.count("buffers"),
+            // Failures of the client. The body counts its timeouts.
+            Self::IncompleteRequest | Self::SlowRequest => {}
+            Self::GuestError(_) => guest_failures.count("refused"),
+            Self::NoResponse => guest_failures.count("no_response"),
+            Self::InvalidResponse(_) => guest_failures.count("malformed_response"),
+            Self::BodyFailed { .. } => guest_failures.count("body_failed"),
+            Self::Exited { .. } => guest_failures.count("exited"),
+            Self::Timeout => guest_failures.count("timed_out"),
+            Self::Trap(_) => guest_failures.count("trapped"),
+        }
+    }
+
+    /// Returns the level of the log line.
     pub fn level(&self) -> Level {
         match self.exhausted() {
             Some(_) => Level::Warn,
@@ -88,8 +113,8 @@ impl HandleError {
         }
     }
 
-    /// Returns true if the log needs no line of the server's own: the fault is the client's, or the guest
-    /// gave up and has written to its standard error, as a program does that gives its reason.
+    /// Returns true if the log needs no line of the server: the client caused the failure, or the guest has written a
+    /// line to its standard error.
     pub fn is_already_logged(&self) -> bool {
         matches!(
             self,
@@ -100,6 +125,8 @@ impl HandleError {
         )
     }
 }
+
+impl std::error::Error for HandleError {}
 
 impl fmt::Display for HandleError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

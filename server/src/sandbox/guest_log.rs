@@ -1,4 +1,4 @@
-//! The guest's standard output and error: each line becomes a line of the log, with the id of the request.
+//! The standard output and error of guests. Each line becomes a line of the log, with the trace of the request.
 
 use crate::telemetry::log::{Level, Log};
 use crate::telemetry::trace::Trace;
@@ -11,10 +11,10 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-/// Bytes of a line before it is broken up.
+/// Maximum size of a line. A longer one is split.
 const LINE_BYTES: usize = 4096;
 
-/// One of a guest's streams. Clones write to the same line.
+/// A standard stream of a guest. Clones share the current line.
 #[derive(Clone)]
 pub struct GuestLog {
     log: Log,
@@ -29,7 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the level of a line, and the name that OpenTelemetry has for the stream.
+    /// Returns the level of the lines, and the name of the stream in OpenTelemetry.
     fn describe(self) -> (Level, &'static str) {
         match self {
             Self::Stdout => (Level::Info, "stdout"),
@@ -40,12 +40,12 @@ impl Kind {
 
 #[derive(Default)]
 struct Stream {
-    /// The line so far.
+    /// The current line, without its end.
     line: Vec<u8>,
-    /// The request that the guest serves.
+    /// Trace of the request that the guest serves.
     trace: Trace,
-    /// Set when anything has been written since [`GuestLog::take_written`].
-    written: bool,
+    /// Set by a write, and cleared by [`GuestLog::take_written`].
+    has_written: bool,
 }
 
 impl GuestLog {
@@ -57,22 +57,22 @@ impl GuestLog {
         }
     }
 
-    /// Begins the lines of a request.
-    pub fn begin(&self, trace: Trace) {
+    /// Sets the trace of the following lines.
+    pub fn begin_request(&self, trace: Trace) {
         self.stream().trace = trace;
     }
 
-    /// Ends the last line of a request, if the guest has not.
+    /// Logs the last line of a request if the guest has not ended it.
     pub fn end_request(&self) {
         let Stream { line, trace, .. } = &mut *self.stream();
         if !line.is_empty() {
-            self.end(line, trace);
+            self.log_line(line, trace);
         }
     }
 
-    /// Returns true if the guest has written anything since the last call.
+    /// Returns true if the guest has written since the last call of this function.
     pub fn take_written(&self) -> bool {
-        mem::take(&mut self.stream().written)
+        mem::take(&mut self.stream().has_written)
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {
@@ -83,23 +83,23 @@ impl GuestLog {
         let Stream {
             line,
             trace,
-            written,
+            has_written,
         } = &mut *self.stream();
-        *written = true;
+        *has_written = true;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for chunk in piece.chunks(LINE_BYTES) {
                 line.extend_from_slice(chunk);
                 if line.ends_with(b"\n") || line.len() >= LINE_BYTES {
-                    self.end(line, trace);
+                    self.log_line(line, trace);
                 }
             }
         }
     }
 
-    fn end(&self, line: &mut Vec<u8>, trace: &Trace) {
+    fn log_line(&self, line: &mut Vec<u8>, trace: &Trace) {
         let text = String::from_utf8_lossy(line);
         let text = text.trim_end_matches('\n');
-        // Rust's panics begin with an empty line.
+        // A panic message of Rust starts with an empty line.
         if !text.is_empty() {
             let (level, stream) = self.kind.describe();
             self.log.guest_line(level, trace, stream, text);
@@ -109,14 +109,14 @@ impl GuestLog {
 }
 
 impl Drop for GuestLog {
-    /// A guest that breaks off may leave a line without its end.
+    /// Logs the last line of a guest that has trapped.
     fn drop(&mut self) {
         if let Some(stream) = Arc::get_mut(&mut self.stream) {
             let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
             let mut line = mem::take(&mut stream.line);
             let trace = mem::take(&mut stream.trace);
             if !line.is_empty() {
-                self.end(&mut line, &trace);
+                self.log_line(&mut line, &trace);
             }
         }
     }

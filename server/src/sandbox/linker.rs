@@ -1,16 +1,16 @@
-//! Which interfaces a component may import, and what they are linked to.
+//! Links a component's imports to the host.
 //!
-//! There are no files and no sockets, and no code for them. Interfaces that a language's runtime imports all the same are
-//! there: a guest has no directories, and the error of a socket that it may not have.
+//! [`imports`](crate::component::imports) has the names of the interfaces that a component may import. Those for files and
+//! sockets are linked to errors, see [`denied`].
 
-use crate::component::file::Wasi;
+use crate::component::description::Wasi;
+use crate::component::imports::{check_imports, is_release};
+use crate::sandbox::denied;
 use crate::sandbox::host::Host;
-use crate::telemetry::log::Level;
 use std::hash::{BuildHasher, RandomState};
-use wasmtime::component::types::{ComponentFunc, ComponentItem};
-use wasmtime::component::{Component, HasData, HasSelf, Linker, LinkerInstance, Resource};
-use wasmtime::component::{ResourceTable, ResourceType};
-use wasmtime::{Engine, bail};
+use wasmtime::Engine;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::p2::bindings::random::insecure_seed;
@@ -19,85 +19,10 @@ use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi_http::{WasiHttp, WasiHttpView};
 use wasmtime_wasi_http::{p2::bindings as p2, p3::bindings as p3};
 
-/// Interfaces that a guest may import, of WASI 0.2 and 0.3.
-const INTERFACES: [&str; 34] = [
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:cli/types",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/system-clock",
-    "wasi:clocks/types",
-    "wasi:clocks/wall-clock",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/client",
-    "wasi:http/outgoing-handler",
-    "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/instance-network",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/network",
-    "wasi:sockets/tcp",
-    "wasi:sockets/tcp-create-socket",
-    "wasi:sockets/types",
-    "wasi:sockets/udp",
-    "wasi:sockets/udp-create-socket",
-];
-
-/// A draft, which has this version alone.
-const CONFIG_STORE: &str = "wasi:config/store@0.2.0-rc.1";
-
-/// Checks the names of a component's imports.
+/// Returns a linker with the component's imports.
 ///
 /// # Errors
-/// One line that names all imports that no guest can have here.
-pub fn check_imports<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let unknown: Vec<_> = names.filter(|name| !is_known(name)).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "imports what this server does not have: {}",
-        unknown.join(", ")
-    ))
-}
-
-fn is_known(import: &str) -> bool {
-    let is_of =
-        |interface| is_release(import, interface, "0.2.") || is_release(import, interface, "0.3.");
-    INTERFACES.into_iter().any(is_of) || import == CONFIG_STORE
-}
-
-/// Returns true if an import or export, `package:name/interface@version`, is this interface and of a version
-/// that begins as `version`, a release and no draft of it.
-pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
-    name.split_once('@')
-        .is_some_and(|(name, of)| name == interface && of.starts_with(version) && !of.contains('-'))
-}
-
-/// Packages that are there without what they are for.
-const DENIED: [&str; 2] = ["wasi:filesystem/", "wasi:sockets/"];
-
-/// The type of their resources.
-struct Denied;
-
-/// What the component's imports are linked to.
-///
-/// # Errors
-/// When the component imports what no guest here can have.
+/// When the component has an unsupported import.
 pub fn linker(
     engine: &Engine,
     component: &Component,
@@ -108,7 +33,7 @@ pub fn linker(
     check_imports(names.iter().copied()).map_err(wasmtime::Error::msg)?;
     let mut linker = Linker::new(engine);
     for (interface, link) in LINKED {
-        // All of them would take a fifth of the time that a start computes.
+        // Linking all interfaces would take a fifth of the CPU time of a start.
         if names.iter().any(|name| is_release(name, interface, "0.2.")) {
             link(&mut linker)?;
         }
@@ -122,21 +47,18 @@ pub fn linker(
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             continue;
         };
-        let is_denied = DENIED.iter().any(|package| name.starts_with(package));
+        let is_denied = denied::is_denied(name);
         for (item, export) in interface.exports(engine) {
             match export.ty {
-                // An interface can name another one's resources, which are not its to define.
+                // An interface can also export a resource of another interface, which defines it.
                 ComponentItem::Resource(resource) if !resources.contains(&resource) => {
                     resources.push(resource);
                     if is_denied {
-                        let denied = ResourceType::host::<Denied>();
-                        linker
-                            .instance(name)?
-                            .resource(item, denied, |_, _| Ok(()))?;
+                        denied::link_resource(&mut linker.instance(name)?, item)?;
                     }
                 }
                 ComponentItem::ComponentFunc(function) if is_denied => {
-                    deny(&mut linker.instance(name)?, name, item, &function)?;
+                    denied::link_function(&mut linker.instance(name)?, name, item, &function)?;
                 }
                 _ => {}
             }
@@ -145,88 +67,10 @@ pub fn linker(
     Ok(linker)
 }
 
-/// Links a function of a package that is there without what it is for.
-///
-/// A guest has no directories. Of a socket, and of a name to resolve, it gets the error that the interface has. The
-/// other functions need a handle that no guest has.
-fn deny(
-    interface: &mut LinkerInstance<Host>,
-    name: &str,
-    item: &str,
-    function: &ComponentFunc,
-) -> wasmtime::Result<()> {
-    use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode as FileError;
-    use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily};
-    use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup::{
-        ErrorCode as P3NameError, IpAddress as P3Address,
-    };
-    use wasmtime_wasi::p3::bindings::sockets::types::{
-        ErrorCode as P3Error, IpAddressFamily as P3Family,
-    };
-
-    type Directory = (Resource<Denied>, String);
-    type Handle = Resource<Denied>;
-    type IoError = Resource<wasmtime_wasi::p2::bindings::io::error::Error>;
-
-    let function_name = format!("{name}#{item}");
-    match item {
-        "get-directories" => interface.func_wrap(item, |_, ()| Ok((Vec::<Directory>::new(),))),
-        "filesystem-error-code" => {
-            interface.func_wrap(item, |_, (_,): (IoError,)| Ok((None::<FileError>,)))
-        }
-        "network-error-code" => {
-            interface.func_wrap(item, |_, (_,): (IoError,)| Ok((None::<ErrorCode>,)))
-        }
-        // Nothing can be done with it.
-        "instance-network" => interface.func_wrap(item, |_, ()| Ok((Handle::new_own(0),))),
-        "create-tcp-socket" | "create-udp-socket" => {
-            interface.func_wrap(item, move |mut store, (_,): (IpAddressFamily,)| {
-                log_refusal(store.data_mut(), &function_name);
-                Ok((Err::<Handle, _>(ErrorCode::AccessDenied),))
-            })
-        }
-        "[static]tcp-socket.create" | "[static]udp-socket.create" => {
-            interface.func_wrap(item, move |mut store, (_,): (P3Family,)| {
-                log_refusal(store.data_mut(), &function_name);
-                Ok((Err::<Handle, _>(P3Error::AccessDenied),))
-            })
-        }
-        "resolve-addresses" if function.async_() => {
-            interface.func_wrap_concurrent(item, move |guest, (_,): (String,)| {
-                guest.with(|mut guest| log_refusal(guest.data_mut(), &function_name));
-                Box::pin(async { Ok((Err::<Vec<P3Address>, _>(P3NameError::AccessDenied),)) })
-            })
-        }
-        "resolve-addresses" => {
-            interface.func_wrap(item, move |mut store, (_, _): (Handle, String)| {
-                log_refusal(store.data_mut(), &function_name);
-                Ok((Err::<Handle, _>(ErrorCode::AccessDenied),))
-            })
-        }
-        _ if function.async_() => interface.func_new_concurrent(item, move |_, _, _, _| {
-            let error = format!("it called {function_name}, which is denied");
-            Box::pin(async move { bail!("{error}") })
-        }),
-        _ => interface.func_new(item, move |_, _, _, _| {
-            bail!("it called {function_name}, which is denied")
-        }),
-    }
-}
-
-/// Logs a refused socket, once for each guest.
-fn log_refusal(host: &mut Host, function: &str) {
-    if !host.is_refused {
-        host.is_refused = true;
-        let message = format_args!("denied a guest {function}: no guest gets sockets");
-        let log = &host.shared().log;
-        log.request_event(Level::Warn, &host.call.trace, message);
-    }
-}
-
 type Link = fn(&mut Linker<Host>) -> wasmtime::Result<()>;
 
-/// Interfaces of WASI 0.2 that are there with all that they are for. The standard libraries of languages import those of
-/// `wasi:cli` whether they need them or not: standard input is at its end, and no stream is a terminal.
+/// Interfaces of WASI 0.2. The standard libraries of languages import those of `wasi:cli` whether a program uses them or
+/// not. Standard input is empty, and no stream is a terminal.
 const LINKED: [(&str, Link); 20] = [
     ("wasi:io/error", |it| {
         io::error::add_to_linker::<_, HostTable>(it, Host::table)
@@ -290,24 +134,25 @@ const LINKED: [(&str, Link); 20] = [
     }),
 ];
 
+/// Access to the host's resource table.
 struct HostTable;
 
 impl HasData for HostTable {
     type Data<'a> = &'a mut ResourceTable;
 }
 
-/// Every guest in Rust that has a hash map asks for this, and most for nothing else that takes a [`wasmtime_wasi::WasiCtx`],
-/// whose two generators cost 2,400 instructions.
+/// Every guest in Rust with a hash map calls this function, and most call no other that needs a
+/// [`wasmtime_wasi::WasiCtx`], whose two random generators cost 2,400 instructions.
 impl insecure_seed::Host for Host {
-    /// Returns two hashes with the random keys that the thread's hash maps have.
+    /// Derives two numbers from the random keys of this thread's hash maps.
     fn insecure_seed(&mut self) -> wasmtime::Result<(u64, u64)> {
         let keys = RandomState::new();
         Ok((keys.hash_one(0), keys.hash_one(1)))
     }
 }
 
-/// Links the interfaces of WASI 0.3. A component of that version has imports of both, as Rust's standard library is
-/// built for WASI 0.2.
+/// Links the interfaces of WASI 0.3. A component of that version also imports interfaces of WASI 0.2, because Rust's
+/// standard library does.
 fn link_p3(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     use wasmtime_wasi::p3::{cli, clocks, random};
 
@@ -316,4 +161,17 @@ fn link_p3(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     random::add_to_linker(linker)?;
     p3::http::types::add_to_linker::<_, WasiHttp>(linker, Host::http)?;
     p3::http::client::add_to_linker::<_, WasiHttp>(linker, Host::http)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linked_interfaces_may_be_imported() {
+        for (interface, _) in LINKED {
+            let import = format!("{interface}@0.2.0");
+            assert_eq!(check_imports([import.as_str()].into_iter()), Ok(()));
+        }
+    }
 }

@@ -1,36 +1,36 @@
-//! The pool of sandboxes: an engine with slots of memory, tables and stacks for as many guests as may run.
+//! The pool: an engine with preallocated slots of memory, tables and stacks for `MAX_REQUESTS` instances.
 
+use crate::component::description::Description;
 use crate::component::engine;
-use crate::component::file::Description;
-use crate::sandbox::handler::Limits;
+use crate::sandbox::limits::Limits;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// Makes an engine with a slot of memory for each guest.
+/// Creates an engine with a slot for each instance.
 ///
 /// # Errors
-/// One line. Where the process has too little address space, such as 39 bits of it or what `RLIMIT_AS`
-/// leaves, the line has the most guests that fit.
+/// One line with the largest `MAX_REQUESTS` that fits, if the address space is too small, for example because of 39-bit
+/// addresses or `RLIMIT_AS`.
 pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String> {
-    let engine = |calls| {
+    let engine = |instances| {
         let mut config = engine::config(component.wasi);
         let pool = pool(
             component,
             Limits {
-                max_concurrent_requests: calls,
+                max_concurrent_requests: instances,
                 ..limits
             },
         );
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         Engine::new(&config)
     };
-    let calls = limits.max_concurrent_requests;
-    engine(calls).map_err(|error| {
-        let fits = |calls| {
+    let instances = limits.max_concurrent_requests;
+    engine(instances).map_err(|error| {
+        let fits = |instances| {
             let mut spare = Vec::<u8>::new();
             spare.try_reserve_exact(SPARE_ADDRESS_SPACE).is_ok()
-                && engine(calls + calls / SPARE_PART).is_ok()
+                && engine(instances + instances / SPARE_PART).is_ok()
         };
-        let (mut fit, mut too_many) = (0, calls);
+        let (mut fit, mut too_many) = (0, instances);
         while fit + 1 < too_many {
             let middle = fit + (too_many - fit) / 2;
             if fits(middle) {
@@ -40,7 +40,7 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
             }
         }
         format!(
-            "MAX_REQUESTS={calls}: the address space that this process may have does not hold as many guests, each \
+            "MAX_REQUESTS={instances}: the address space that this process may have does not hold as many guests, each \
              with {} GiB; {}",
             (engine::MEMORY_RESERVATION >> 30) * u64::from(component.memories.max(1)),
             match fit {
@@ -51,46 +51,46 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
     })
 }
 
-/// Address space that the advice on `MAX_REQUESTS` leaves, in bytes: for the threads with their stacks, and what the
-/// allocator reserves for each.
+/// Address space to leave free when searching the largest `MAX_REQUESTS`, in bytes: for threads, their stacks, and the
+/// allocator's reservation for each.
 const SPARE_ADDRESS_SPACE: usize = 256 << 20;
 
-/// Of so many slots, the advice leaves one: how much is free in one piece varies with where the kernel puts the program.
+/// One in this many slots is left free by that search, because the largest free range varies with address space
+/// randomization.
 const SPARE_PART: u32 = 64;
 
-/// Elements that a table may grow to, if it does not start with more: Wasmtime's default.
+/// Maximum number of elements of a table, unless it starts with more. This is Wasmtime's default.
 const TABLE_ELEMENTS: usize = 20_000;
 
-/// Slots for guests: each as many memories and tables as the component's modules define, which share what a guest may
-/// have. A component that makes several instances of a module may need more, and then does not load.
+/// Returns the configuration of the slots. Each has as many memories and tables as the component's modules define, and the
+/// memories share `GUEST_MEMORY`. A component that instantiates a module several times may need more, and does not load.
 fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
-    let calls = limits.max_concurrent_requests;
+    let instances = limits.max_concurrent_requests;
     let Description {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
     let share = |size| component.memory_share(size);
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(calls)
-        // They take no room of their own.
+    pool.total_component_instances(instances)
+        // Core instances have no slots.
         .total_core_instances(u32::MAX)
-        .total_memories(calls.saturating_mul(memories))
+        .total_memories(instances.saturating_mul(memories))
         .max_memories_per_component(memories)
         .max_memories_per_module(memories)
-        .total_tables(calls.saturating_mul(tables))
+        .total_tables(instances.saturating_mul(tables))
         .max_tables_per_component(tables)
         .max_tables_per_module(tables)
         .table_elements(elements.max(TABLE_ELEMENTS))
-        .total_stacks(calls)
+        .total_stacks(instances)
         .max_memory_size(share(limits.memory))
-        // Each guest starts from the component's initial memory. The first bytes of a used slot are
-        // overwritten with it and stay resident: by default all of it for a guest that starts small (see the
-        // root package's build.rs). The kernel takes the pages above them (`madvise`).
+        // An instance starts with the component's initial memory. It is copied over the first bytes of a used slot, which
+        // stay resident, by default all of a small guest (see the root package's build.rs). The pages above are returned
+        // to the kernel (`madvise`).
         .linear_memory_keep_resident(share(limits.resident))
         .table_keep_resident(4 << 10)
-        // Resetting only the pages that the kernel reports as written (`PAGEMAP_SCAN`, as Wasmtime 48
-        // asks for it: written and present) misses a page that was swapped out or is just migrating.
-        // The next guest in the slot would read what the last one left there.
+        // Wasmtime 48 can reset only the pages that `PAGEMAP_SCAN` reports as written and present. That misses a page that
+        // is swapped out or migrating, so that the next instance would read the data of the last one.
         .pagemap_scan(Enabled::No);
     pool
 }

@@ -4,7 +4,6 @@
 //! What happens is counted where it happens, in a handful of instructions. What is a state, such as memory in use, is read
 //! from its owner when `/metrics` is asked for. No label has values that a client chooses.
 
-use crate::sandbox::error::HandleError;
 use http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, NoLabelSet};
@@ -251,25 +250,6 @@ impl Metrics {
     /// Records that a guest has been instantiated.
     pub fn guest_started(&self, took: Duration) {
         self.guest_starts.observe(took.as_secs_f64());
-    }
-
-    /// Counts a request for which a guest gave no response, or not all of it.
-    pub fn failed(&self, failure: &HandleError) {
-        match failure {
-            HandleError::Overloaded => self.rejected_requests.count("max_requests"),
-            HandleError::GuestMemory => self.rejected_requests.count("guest_memory_total"),
-            HandleError::Transfers => self.rejected_requests.count("transfers"),
-            HandleError::Buffers => self.rejected_requests.count("buffers"),
-            // The client's, and counted as a timeout where it is seen.
-            HandleError::IncompleteRequest | HandleError::SlowRequest => {}
-            HandleError::GuestError(_) => self.guest_failures.count("refused"),
-            HandleError::NoResponse => self.guest_failures.count("no_response"),
-            HandleError::InvalidResponse(_) => self.guest_failures.count("malformed_response"),
-            HandleError::BodyFailed { .. } => self.guest_failures.count("body_failed"),
-            HandleError::Exited { .. } => self.guest_failures.count("exited"),
-            HandleError::Timeout => self.guest_failures.count("timed_out"),
-            HandleError::Trap(_) => self.guest_failures.count("trapped"),
-        }
     }
 
     /// Begins with a count of 0, as [`Events::new`] does, for guests that may send requests.

@@ -155,12 +155,8 @@ impl ConnectionHandler {
                     return Poll::Ready(ConnectionEnd::Aborted);
                 }
                 is_draining = is_draining || close_idle.as_mut().poll(cx).is_ready();
-                let drained = match shutdown.started {
-                    _ if !is_draining => None,
-                    None => state.shutdown_time(IDLE_GRACE_PERIOD),
-                    Some(started) => state.goaway_deadline(started, GOAWAY_TIMEOUT),
-                };
-                if drained.is_some_and(|at| at <= Instant::now()) {
+                let drain_at = is_draining.then(|| shutdown.next_step(state)).flatten();
+                if drain_at.is_some_and(|at| at <= Instant::now()) {
                     if shutdown.started.is_some() {
                         return Poll::Ready(ConnectionEnd::Closed);
                     }
@@ -170,14 +166,14 @@ impl ConnectionHandler {
                 }
                 let (deadline, timeout) = state.deadline().unzip();
                 let deadline = deadline.map(|at| shutdown.extend(at));
-                let Some(next) = deadline.into_iter().chain(drained).min() else {
+                let Some(next) = deadline.into_iter().chain(drain_at).min() else {
                     return Poll::Pending;
                 };
                 if next != timer.deadline() {
                     timer.as_mut().reset(next);
                 }
                 ready!(timer.as_mut().poll(cx));
-                if Some(next) == drained {
+                if Some(next) == drain_at {
                     continue;
                 }
                 let has_timed_out = shutdown.responses_end.is_some();
@@ -228,6 +224,15 @@ struct GracefulShutdown {
 }
 
 impl GracefulShutdown {
+    /// Returns when a drain starts the shutdown or, after that, closes the connection.
+    fn next_step(&self, state: &ConnectionState) -> Option<Instant> {
+        match self.started {
+            None => state.shutdown_time(IDLE_GRACE_PERIOD),
+            Some(started) => state.goaway_deadline(started, GOAWAY_TIMEOUT),
+        }
+    }
+
+    /// Starts the shutdown of a connection whose client has timed out.
     fn start_with_limit(&mut self, limit: Duration) {
         let now = Instant::now();
         self.started = Some(now);

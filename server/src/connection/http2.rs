@@ -5,8 +5,8 @@
 //! report either. So what streams cost, and how long they wait, is read from the frames themselves:
 //!
 //! - A stream is open from its HEADERS to the END_STREAM of the response or a RST_STREAM. h2 ignores those behind GOAWAY.
-//! - Requests reach the service in the order of their streams. A stream that is answered or reset before it has reached the
-//!   service was rejected by h2, and nobody else logs it.
+//! - Requests reach the service in the order of their streams. One whose response or reset passes before that was
+//!   rejected by h2, and is logged from here.
 //! - A response waits while its stream's window or the connection's is closed. The time before it started does not count.
 //! - A frame, or a head of several frames, is incomplete from its first byte to its last.
 

@@ -130,8 +130,8 @@ impl ConnectionState {
         }
     }
 
-    /// Returns when an HTTP/2 connection is closed whose client does not acknowledge GOAWAY: `limit` after GOAWAY and after the
-    /// last response. `None` while it is in use.
+    /// Returns when to close an HTTP/2 connection whose client does not acknowledge GOAWAY: `limit` after GOAWAY and after
+    /// the last response. `None` while it is in use.
     pub fn goaway_deadline(&self, goaway: Instant, limit: Duration) -> Option<Instant> {
         let state = self.state();
         let is_waiting = state.is_http2() && state.is_idle();

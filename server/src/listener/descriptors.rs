@@ -24,8 +24,8 @@ pub struct FdLimits {
 }
 
 impl FdLimits {
-    /// Divides the file descriptors that this process may have. If they are too few for `MAX_CONNECTIONS`, the server, its
-    /// outbound connections and rejections come first.
+    /// Divides the file descriptors that this process may have. If they are too few for `MAX_CONNECTIONS`, the server itself,
+    /// `MAX_OUTBOUND_CONNECTIONS` and rejections take precedence.
     ///
     /// # Errors
     /// One line, if they are too few for a single connection.

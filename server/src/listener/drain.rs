@@ -2,9 +2,9 @@
 //!
 //! The first signal (SIGTERM, SIGINT) starts these phases:
 //!
-//! 1. Delay, for `DRAIN_DELAY`: `/readyz` returns 503 and connections are still accepted, until load balancers have noticed.
-//! 2. Close the listener. What is in its backlog is accepted before; further clients are refused by the kernel. From here on,
-//!    responses over HTTP/1 have `Connection: close`.
+//! 1. Delay, for `DRAIN_DELAY`: `/readyz` returns 503, and connections are still accepted until load balancers react.
+//! 2. Close the listener, after accepting its backlog. The kernel refuses further clients. From here on, responses over
+//!    HTTP/1 have `Connection: close`.
 //! 3. Grace period, for [`IDLE_GRACE_PERIOD`]: idle connections stay open for requests that are on their way.
 //! 4. Close idle connections, each as soon as it is idle. HTTP/2 connections receive GOAWAY.
 //! 5. Force-close what is left `DRAIN_TIMEOUT` after phase 2. The access log marks requests that this cuts.
@@ -64,7 +64,7 @@ impl Drain {
             () = sleep(self.timeout) => Some("out of time"),
         };
         if let Some(reason) = reason {
-            self.start_cutting(reason);
+            self.mark_cut(reason);
         }
         self.dispatcher.shutdown();
         Ok(())
@@ -118,8 +118,8 @@ impl Drain {
         }
     }
 
-    /// Phase 5, for what is in flight when the workers end.
-    fn start_cutting(&self, reason: &str) {
+    /// Marks and logs what phase 5 cuts. The connections close when the workers end.
+    fn mark_cut(&self, reason: &str) {
         self.shutdown.is_cutting.store(true, Ordering::Relaxed);
         let requests = self.shutdown.requests.load(Ordering::Relaxed);
         let connections = self.dispatcher.open_connections();
@@ -134,8 +134,8 @@ impl Drain {
     }
 }
 
-async fn wait_second(has_come: bool, signals: &mut mpsc::Receiver<String>) {
-    if !has_come {
+async fn wait_second(is_received: bool, signals: &mut mpsc::Receiver<String>) {
+    if !is_received {
         signals.recv().await;
     }
 }

@@ -32,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-/// Maximum bytes of a request's head; longer ones are answered with 431.
+/// Maximum bytes of a request's head; longer ones are rejected with 431.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
 /// Maximum number of HTTP/2 requests in flight on a connection.
@@ -41,15 +41,15 @@ const MAX_CONCURRENT_STREAMS: u32 = 100;
 /// The same for the management listener, whose responses reserve no buffers: `/metrics` can have 1.7 MB.
 const MANAGEMENT_STREAMS: u32 = 1;
 
-/// HTTP/2 receive windows of a connection and of a stream: the smallest that a connection can have (RFC 9113, section 6.9.2).
+/// HTTP/2 receive window of a connection and of a stream, in bytes: the smallest for a connection (RFC 9113, section 6.9.2).
 const RECEIVE_WINDOW_BYTES: u32 = 65_535;
 
 /// How long an idle connection stays open when the server drains, so that a client that has sent a request meanwhile is
 /// served.
 pub const IDLE_GRACE_PERIOD: Duration = Duration::from_millis(300);
 
-/// How long a client may take to acknowledge GOAWAY (RFC 9113, section 6.8) during a drain. An idle client that does not read
-/// never does. A slow one first receives what the kernel has of earlier responses.
+/// How long a client may take to acknowledge GOAWAY (RFC 9113, section 6.8) during a drain. A slow client first receives
+/// what the kernel has of earlier responses. An idle one that does not read never acknowledges.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An accepted connection, with its permit until it is closed.
@@ -155,12 +155,8 @@ impl ConnectionHandler {
                     return Poll::Ready(ConnectionEnd::Aborted);
                 }
                 is_draining = is_draining || close_idle.as_mut().poll(cx).is_ready();
-                let drained = match shutdown.started {
-                    _ if !is_draining => None,
-                    None => state.shutdown_time(IDLE_GRACE_PERIOD),
-                    Some(started) => state.goaway_deadline(started, GOAWAY_TIMEOUT),
-                };
-                if drained.is_some_and(|at| at <= Instant::now()) {
+                let drain_at = is_draining.then(|| shutdown.next_step(state)).flatten();
+                if drain_at.is_some_and(|at| at <= Instant::now()) {
                     if shutdown.started.is_some() {
                         return Poll::Ready(ConnectionEnd::Closed);
                     }
@@ -170,14 +166,14 @@ impl ConnectionHandler {
                 }
                 let (deadline, timeout) = state.deadline().unzip();
                 let deadline = deadline.map(|at| shutdown.extend(at));
-                let Some(next) = deadline.into_iter().chain(drained).min() else {
+                let Some(next) = deadline.into_iter().chain(drain_at).min() else {
                     return Poll::Pending;
                 };
                 if next != timer.deadline() {
                     timer.as_mut().reset(next);
                 }
                 ready!(timer.as_mut().poll(cx));
-                if Some(next) == drained {
+                if Some(next) == drain_at {
                     continue;
                 }
                 let has_timed_out = shutdown.responses_end.is_some();
@@ -228,6 +224,15 @@ struct GracefulShutdown {
 }
 
 impl GracefulShutdown {
+    /// Returns when a drain starts the shutdown or, after that, closes the connection.
+    fn next_step(&self, state: &ConnectionState) -> Option<Instant> {
+        match self.started {
+            None => state.shutdown_time(IDLE_GRACE_PERIOD),
+            Some(started) => state.goaway_deadline(started, GOAWAY_TIMEOUT),
+        }
+    }
+
+    /// Starts the shutdown of a connection whose client has timed out.
     fn start_with_limit(&mut self, limit: Duration) {
         let now = Instant::now();
         self.started = Some(now);

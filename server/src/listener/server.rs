@@ -137,13 +137,13 @@ impl Server {
 
     fn warn_of_few_descriptors(&self, fds: &FdLimits) {
         let (total, connections) = (fds.total, fds.connections);
-        let most = self.config.max_connections;
-        if connections < most {
+        let max = self.config.max_connections;
+        if connections < max {
             self.log.event(
                 Level::Warn,
                 format_args!(
                     "the limit of {total} file descriptors leaves room for {connections} connections, not for \
-                     MAX_CONNECTIONS={most}"
+                     MAX_CONNECTIONS={max}"
                 ),
             );
         }

@@ -13,7 +13,7 @@ const SEND_BUFFER_BYTES: usize = 32 << 10;
 /// Bytes of these that the kernel accepts beyond the client's receive window.
 const UNSENT_BYTES: u32 = 8 << 10;
 
-/// Listens on `LISTEN`.
+/// Listens on the address of the service.
 ///
 /// # Errors
 /// One line that says what failed and which setting to change.
@@ -27,7 +27,7 @@ pub fn bind_traffic(config: &Config) -> Result<TcpListener, String> {
     Ok(listener)
 }
 
-/// Listens on `MANAGEMENT_LISTEN`, if that is on.
+/// Listens on `MANAGEMENT_LISTEN`, unless that is off.
 ///
 /// # Errors
 /// One line that says what failed and which setting to change.

@@ -124,10 +124,13 @@ mod outbound {
 
 /// What operators see of it all: log, metrics and traces.
 pub mod telemetry {
-    pub mod client;
+    pub(crate) mod access;
+    pub(crate) mod client;
+    pub mod line;
     pub mod log;
-    pub mod metrics;
-    pub mod trace;
+    pub(crate) mod metrics;
+    pub(crate) mod throttle;
+    pub(crate) mod trace;
 }
 
 #[cfg(target_env = "musl")]

@@ -4,7 +4,7 @@ use crate::config::container;
 use crate::outbound::allowed::AllowedHost;
 use crate::outbound::limits as outbound;
 use crate::telemetry::client::{self as forwarded, TrustedProxies};
-use crate::telemetry::log::{LogFormat, escape_control};
+use crate::telemetry::line::{LogFormat, escape_control};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

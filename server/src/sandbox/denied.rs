@@ -5,7 +5,7 @@
 //! need a handle that no guest has, and trap. Wasmtime's implementation is not compiled in.
 
 use crate::sandbox::host::Host;
-use crate::telemetry::log::Level;
+use crate::telemetry::line::Level;
 use wasmtime::bail;
 use wasmtime::component::types::ComponentFunc;
 use wasmtime::component::{LinkerInstance, Resource, ResourceType};

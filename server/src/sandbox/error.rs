@@ -1,6 +1,6 @@
 //! The reasons why a request has no response from the guest, with the status, log line and metric for each.
 
-use crate::telemetry::log::Level;
+use crate::telemetry::line::Level;
 use crate::telemetry::metrics::Metrics;
 use http::StatusCode;
 use std::fmt;

@@ -1,6 +1,7 @@
 //! The standard output and error of guests. Each line becomes a line of the log, with the trace of the request.
 
-use crate::telemetry::log::{Level, Log};
+use crate::telemetry::line::Level;
+use crate::telemetry::log::Log;
 use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use std::pin::Pin;

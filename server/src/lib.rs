@@ -126,9 +126,12 @@ mod outbound {
 pub mod telemetry {
     pub(crate) mod access;
     pub(crate) mod client;
+    pub(crate) mod exposition;
+    pub(crate) mod labels;
     pub mod line;
     pub mod log;
     pub(crate) mod metrics;
+    pub(crate) mod process;
     pub(crate) mod throttle;
     pub(crate) mod trace;
 }

@@ -13,8 +13,9 @@
 use crate::outbound::allowed::Destination;
 use crate::outbound::body::RequestBody;
 use crate::outbound::limits::Limits;
+use crate::telemetry::labels::error_type;
 use crate::telemetry::log::Log;
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics::Metrics;
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -107,7 +108,7 @@ impl Outbound {
             let mut record = record;
             let sent = exchange.run().await;
             let outcome = sent.as_ref().map(|(response, _)| response.status());
-            record.outcome = outcome.map_err(metrics::error_type);
+            record.outcome = outcome.map_err(error_type);
             sent
         })
     }

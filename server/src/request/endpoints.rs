@@ -2,7 +2,7 @@
 
 use crate::request::page::Page;
 use crate::request::sources::Sources;
-use crate::telemetry::metrics::{CONTENT_TYPE, Exposition};
+use crate::telemetry::exposition::{CONTENT_TYPE, Exposition};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use std::sync::atomic::{AtomicBool, Ordering};

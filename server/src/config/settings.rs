@@ -99,7 +99,9 @@ impl Config {
             management: env.get("MANAGEMENT_LISTEN", None, parse_addr_or_off)?,
             log_format: env.get("LOG_FORMAT", LogFormat::Text, parse_format)?,
             access_log: env.get("ACCESS_LOG", true, parse_switch)?,
-            trusted_proxies: TrustedProxies::new(env.list("TRUSTED_PROXIES", forwarded::network)?),
+            trusted_proxies: TrustedProxies::new(
+                env.list("TRUSTED_PROXIES", forwarded::parse_network)?,
+            ),
             max_connections: max_connections.unwrap_or(connections),
             max_requests: env.get("MAX_REQUESTS", 64, parse_count::<MAX_REQUESTS>)?,
             requests_per_sandbox: env.get("REQUESTS_PER_SANDBOX", 1, parse_count::<1_000_000>)?,

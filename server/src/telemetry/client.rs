@@ -1,4 +1,8 @@
-//! The client of a request that came through proxies: the nearest address that is not one of theirs.
+//! The client of a request that came through proxies: the nearest address that is not a trusted proxy's.
+//!
+//! Each proxy appends the address that it sees to `x-forwarded-for` or `forwarded` (RFC 7239). So the list is read from its
+//! end, for as long as the addresses are those of trusted proxies. What precedes the first other one is a claim of that
+//! client. `x-forwarded-for` has priority: nearly all proxies set it, and few remove a `forwarded` that the client has sent.
 
 use http::{HeaderMap, HeaderName, header::FORWARDED};
 use ipnet::{IpNet, Ipv4Net};
@@ -7,11 +11,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Proxies whose word is taken for where a request comes from.
+/// Networks of proxies whose lists of addresses are trusted.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// The address of a client, and its port where that is known.
+/// The address of a client, and its port if that is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Client {
     pub address: IpAddr,
@@ -42,27 +46,23 @@ impl TrustedProxies {
     }
 
     /// Returns the client of a request that `peer` has sent.
-    ///
-    /// Each proxy appends the address that it sees, so that the list is read from its end for as long as the addresses are
-    /// those of trusted proxies; what stands before the first other one is what that client claims. `x-forwarded-for` comes
-    /// before `forwarded` (RFC 7239), as nearly all proxies set it, and few remove the other one.
-    pub fn client(&self, peer: SocketAddr, fields: &HeaderMap) -> Client {
+    pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> Client {
         let mut client = Client::from(peer);
         if !self.trusts(client.address) {
             return client;
         }
-        let (name, read): (_, Read) = match fields.contains_key(&X_FORWARDED_FOR) {
-            true => (&X_FORWARDED_FOR, addresses),
-            false => (&FORWARDED, forwarded),
+        let (name, parse): (_, ParseLine) = match headers.contains_key(&X_FORWARDED_FOR) {
+            true => (&X_FORWARDED_FOR, parse_x_forwarded_for),
+            false => (&FORWARDED, parse_forwarded),
         };
-        let lines = fields.get_all(name).iter();
-        let list: Vec<_> = lines.flat_map(|line| read(line.as_bytes())).collect();
-        for before in list.into_iter().rev() {
-            // What is no address ends the list: those before it cannot be told from forged ones.
-            let Some(before) = before else {
+        let lines = headers.get_all(name).iter();
+        let list: Vec<_> = lines.flat_map(|line| parse(line.as_bytes())).collect();
+        for sender in list.into_iter().rev() {
+            // Anything but an address ends the list, because a forged entry may precede it.
+            let Some(sender) = sender else {
                 break;
             };
-            client = before;
+            client = sender;
             if !self.trusts(client.address) {
                 break;
             }
@@ -76,44 +76,42 @@ impl TrustedProxies {
     }
 }
 
-/// Reads an address or a network, such as `10.0.0.0/8`.
+/// Parses an address or a network, such as `10.0.0.0/8`.
 ///
 /// # Errors
-/// What the value has to be.
-pub fn network(value: &str) -> Result<IpNet, String> {
+/// The rule that the value breaks.
+pub fn parse_network(value: &str) -> Result<IpNet, String> {
     let address = || value.parse::<IpAddr>().map(IpNet::from);
     let network = value.parse::<IpNet>().or_else(|_| address());
-    let wanted = "neither an IP address nor a network (such as 10.0.0.0/8)";
-    match network.map_err(|_| wanted)? {
-        // Addresses are compared as IPv4 where they stand for it (RFC 4291, section 2.5.5.2).
+    let rule = "neither an IP address nor a network (such as 10.0.0.0/8)";
+    match network.map_err(|_| rule)? {
+        // `trusts` compares IPv4-mapped addresses (RFC 4291, section 2.5.5.2) as IPv4.
         IpNet::V6(network) if let Some(address) = network.addr().to_ipv4_mapped() => {
-            let bits = network.prefix_len().checked_sub(96).ok_or(wanted)?;
-            let network = Ipv4Net::new(address, bits).map_err(|_| wanted)?;
+            let bits = network.prefix_len().checked_sub(96).ok_or(rule)?;
+            let network = Ipv4Net::new(address, bits).map_err(|_| rule)?;
             Ok(network.into())
         }
         network => Ok(network),
     }
 }
 
-/// Reads a line of a field to a list, in which `None` stands for what is no address.
-type Read = fn(&[u8]) -> Vec<Option<Client>>;
+/// Parses a line of a header to a list that has `None` for anything but an address.
+type ParseLine = fn(&[u8]) -> Vec<Option<Client>>;
 
-/// Reads a line of `x-forwarded-for`.
-fn addresses(line: &[u8]) -> Vec<Option<Client>> {
-    line.split(|byte| *byte == b',').map(node).collect()
+fn parse_x_forwarded_for(line: &[u8]) -> Vec<Option<Client>> {
+    line.split(|byte| *byte == b',').map(parse_node).collect()
 }
 
-/// Reads a line of `forwarded`.
-fn forwarded(line: &[u8]) -> Vec<Option<Client>> {
-    match split(line, b',') {
-        Some(elements) => elements.into_iter().map(forwarded_for).collect(),
+fn parse_forwarded(line: &[u8]) -> Vec<Option<Client>> {
+    match split_unquoted(line, b',') {
+        Some(elements) => elements.into_iter().map(parse_for).collect(),
         None => vec![None],
     }
 }
 
-/// Splits a value at a byte that stands outside of quoted strings (RFC 9110, section 5.6.4). Returns `None` if a string has
-/// no end: a client may have left it open for what its proxy appends.
-fn split(value: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
+/// Splits a value at a byte outside of quoted strings (RFC 9110, section 5.6.4). Returns `None` if a string has no end: a
+/// client can leave it open so that it contains what a proxy appends.
+fn split_unquoted(value: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let is_end = |byte: &u8| {
         let is_separator = *byte == separator && !is_quoted;
@@ -129,9 +127,9 @@ fn split(value: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
     (!is_quoted).then_some(parts)
 }
 
-/// Reads the parameter `for`, which is there once, of an element of `forwarded`: `for=192.0.2.1;proto=https`.
-fn forwarded_for(element: &[u8]) -> Option<Client> {
-    let pairs = split(element, b';')?.into_iter();
+/// Parses the only parameter `for` of an element of `forwarded`, such as `for=192.0.2.1;proto=https`.
+fn parse_for(element: &[u8]) -> Option<Client> {
+    let pairs = split_unquoted(element, b';')?.into_iter();
     let mut values = pairs.filter_map(|pair| {
         let end = pair.iter().position(|byte| *byte == b'=')?;
         let (name, value) = (pair.get(..end)?, pair.get(end + 1..)?);
@@ -144,25 +142,25 @@ fn forwarded_for(element: &[u8]) -> Option<Client> {
     let quoted = value
         .strip_prefix(b"\"")
         .and_then(|it| it.strip_suffix(b"\""));
-    node(quoted.unwrap_or(value))
+    parse_node(quoted.unwrap_or(value))
 }
 
-/// Reads an address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
-fn node(text: &[u8]) -> Option<Client> {
+/// Parses an address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
+fn parse_node(text: &[u8]) -> Option<Client> {
     let text = str::from_utf8(text.trim_ascii()).ok()?;
-    let bare = |address: IpAddr| Client {
+    let without_port = |address: IpAddr| Client {
         address,
         port: None,
     };
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Some(bare(address));
+        return Some(without_port(address));
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Some(address.into());
     }
     let inner = text.strip_prefix('[')?.strip_suffix(']')?;
     let address: Ipv6Addr = inner.parse().ok()?;
-    Some(bare(address.into()))
+    Some(without_port(address.into()))
 }
 
 #[cfg(test)]
@@ -170,14 +168,14 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    /// The client, by what the proxy at 10.0.0.1 says.
+    /// The client of a request from the trusted proxy at 10.0.0.1.
     fn client(fields: &[(HeaderName, &str)]) -> String {
         client_of("10.0.0.1:4711", fields)
     }
 
     fn client_of(peer: &str, fields: &[(HeaderName, &str)]) -> String {
         let networks = ["10.0.0.0/8", "192.0.2.7", "fd00::/8"];
-        let networks = networks.map(|it| network(it).expect("a network"));
+        let networks = networks.map(|it| parse_network(it).expect("a network"));
         let proxies = TrustedProxies::new(networks.to_vec());
         let mut map = HeaderMap::new();
         for (name, value) in fields {
@@ -195,7 +193,7 @@ mod tests {
             ("2001:db8::1", "2001:db8::1"),
             ("[2001:db8::1]", "2001:db8::1"),
             ("[2001:db8::1]:1234", "[2001:db8::1]:1234"),
-            // What a client claims stands before what the proxies saw.
+            // A client's claim precedes what the proxies append.
             ("1.2.3.4, 203.0.113.9", "203.0.113.9"),
             ("1.2.3.4, 203.0.113.9,192.0.2.7 , 10.9.9.9", "203.0.113.9"),
             ("10.2.2.2, 10.3.3.3", "10.2.2.2"),
@@ -216,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_says_the_same_where_there_is_no_x_forwarded_for() {
+    fn forwarded_is_read_without_x_forwarded_for() {
         for (value, expected) in [
             ("for=203.0.113.9", "203.0.113.9"),
             (
@@ -226,7 +224,7 @@ mod tests {
             ("for=1.2.3.4, for=\"[2001:db8::1]:80\"", "[2001:db8::1]:80"),
             ("for=203.0.113.9, for=10.1.1.1", "203.0.113.9"),
             ("for=_hidden", "10.0.0.1:4711"),
-            // A proxy may pass on, in quotes, what a client says of its host.
+            // A proxy may pass on a client's `Host` in quotes.
             ("for=203.0.113.9;host=\"a,for=6.6.6.6;x\"", "203.0.113.9"),
             ("host=\"a;for=6.6.6.6;\";for=203.0.113.9", "203.0.113.9"),
             ("host=\"a\\\",for=6.6.6.6\";for=203.0.113.9", "203.0.113.9"),
@@ -238,7 +236,7 @@ mod tests {
         }
         let line = HeaderValue::from_bytes(b"\xff, 203.0.113.9").expect("a value");
         let fields = HeaderMap::from_iter([(X_FORWARDED_FOR.clone(), line)]);
-        let mapped = network("::ffff:10.0.0.0/104").expect("a network");
+        let mapped = parse_network("::ffff:10.0.0.0/104").expect("a network");
         let peer = "10.0.0.1:4711".parse().expect("an address");
         let client_of = TrustedProxies::new(vec![mapped]).client(peer, &fields);
         assert_eq!(client_of.to_string(), "203.0.113.9");
@@ -250,13 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn others_are_not_believed() {
+    fn untrusted_peer_is_the_client() {
         let fields = [
             (X_FORWARDED_FOR.clone(), "1.2.3.4"),
             (FORWARDED, "for=1.2.3.4"),
         ];
         assert_eq!(client_of("203.0.113.9:80", &fields), "203.0.113.9:80");
-        // An IPv4 address is the same when a socket of IPv6 receives it.
+        // The peer of an IPv6 socket has an IPv4-mapped address.
         assert_eq!(client_of("[::ffff:10.0.0.1]:80", &fields), "1.2.3.4");
     }
 }

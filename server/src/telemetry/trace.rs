@@ -1,32 +1,34 @@
-//! The identity of a request in a chain of services: the caller's trace context, or an id that a gateway gave.
+//! The id of a request in a chain of services: the caller's trace context (`traceparent`), or a gateway's `x-request-id`.
+//!
+//! It links the request's lines of log to those of other services. The server creates no ids.
 
 use http::{HeaderMap, HeaderName};
 use std::sync::Arc;
 
-/// Statics, as constants would be made once more for each request.
+/// Statics, because a constant would be constructed for each request.
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Characters that an `x-request-id` may have.
-const MAX_ID: usize = 128;
+/// Maximum length of an `x-request-id`.
+const MAX_ID_BYTES: usize = 128;
 
-/// The link of a request's lines of log to those of other services. As cheap to clone as a pointer.
+/// The id, if the request has one. As cheap to clone as a pointer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace(Option<Arc<Id>>);
 
 #[derive(Debug, PartialEq)]
 pub enum Id {
-    /// From `traceparent`: the trace, and the caller's span in it, in hexadecimal.
+    /// From `traceparent`, in hexadecimal. The span is the caller's.
     Context { trace: String, span: String },
     /// From `x-request-id`.
     Request(String),
 }
 
 impl Trace {
-    /// Reads `traceparent` (W3C Trace Context, section 3.2), or `x-request-id` if there is none that is valid.
-    pub fn of(fields: &HeaderMap) -> Self {
-        let context = only(fields, &TRACEPARENT).and_then(context);
-        let id = context.or_else(|| only(fields, &X_REQUEST_ID).and_then(request_id));
+    /// Reads `traceparent` (W3C Trace Context, section 3.2), or `x-request-id` without a valid one.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let context = only(headers, &TRACEPARENT).and_then(parse_context);
+        let id = context.or_else(|| only(headers, &X_REQUEST_ID).and_then(parse_request_id));
         Self(id.map(Arc::new))
     }
 
@@ -34,7 +36,7 @@ impl Trace {
         self.0.as_deref()
     }
 
-    /// The id for a line of text, such as `trace=… span=…`.
+    /// Returns the id for a line of text, such as `trace=… span=…`.
     pub fn text(&self) -> Option<String> {
         Some(match self.id()? {
             Id::Context { trace, span } => format!("trace={trace} span={span}"),
@@ -43,17 +45,17 @@ impl Trace {
     }
 }
 
-/// The value of a field that is there once.
-fn only<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    let mut values = fields.get_all(name).iter();
+/// Returns the value of a header that occurs once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().ok(),
         _ => None,
     }
 }
 
-/// Reads `version-trace-parent-flags`. Versions after 00 may have more behind it.
-fn context(value: &str) -> Option<Id> {
+/// Parses `version-trace-parent-flags`, which versions after 00 may continue.
+fn parse_context(value: &str) -> Option<Id> {
     let mut parts = value.splitn(5, '-');
     let mut part = |length: usize| {
         let part = parts.next()?;
@@ -61,19 +63,19 @@ fn context(value: &str) -> Option<Id> {
         (part.len() == length && part.bytes().all(is_hex)).then_some(part)
     };
     let (version, trace, span, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-    let is_more = parts.next().is_some();
+    let has_more = parts.next().is_some();
     let is_set = |id: &str| id.bytes().any(|byte| byte != b'0');
     let is_valid =
-        version != "ff" && (version != "00" || !is_more) && is_set(trace) && is_set(span);
+        version != "ff" && (version != "00" || !has_more) && is_set(trace) && is_set(span);
     is_valid.then(|| Id::Context {
         trace: trace.to_owned(),
         span: span.to_owned(),
     })
 }
 
-fn request_id(value: &str) -> Option<Id> {
+fn parse_request_id(value: &str) -> Option<Id> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
-    let is_id = (1..=MAX_ID).contains(&value.len()) && value.bytes().all(is_part);
+    let is_id = (1..=MAX_ID_BYTES).contains(&value.len()) && value.bytes().all(is_part);
     is_id.then(|| Id::Request(value.to_owned()))
 }
 
@@ -104,7 +106,7 @@ mod tests {
         for (value, expected) in [
             (format!("00-{TRACE}-{SPAN}-01"), Some(&valid)),
             (format!("00-{TRACE}-{SPAN}-00"), Some(&valid)),
-            // A later version may have more.
+            // A later version may append fields.
             (format!("cc-{TRACE}-{SPAN}-01"), Some(&valid)),
             (
                 format!("cc-{TRACE}-{SPAN}-01-what-the-future"),
@@ -127,7 +129,7 @@ mod tests {
                 "{value}"
             );
         }
-        // Two of them are none.
+        // A repeated header is ambiguous.
         let value = format!("00-{TRACE}-{SPAN}-01");
         assert_eq!(
             read(&[("traceparent", &value), ("traceparent", &value)]),
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn request_id_stands_in_for_a_trace_context() {
+    fn request_id_is_read_without_a_trace_context() {
         let context = format!("00-{TRACE}-{SPAN}-01");
         assert_eq!(
             read(&[("x-request-id", "a"), ("traceparent", &context)]),

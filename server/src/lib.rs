@@ -15,14 +15,22 @@
 
 /// The way of the operator: commands and their arguments.
 pub mod cli {
+    pub(crate) mod arguments;
     pub mod commands;
     pub(crate) mod healthcheck;
+    pub(crate) mod serve;
 }
 
 /// Settings, with defaults for the container that the server runs in.
 pub mod config {
     pub(crate) mod container;
+    pub(crate) mod environment;
+    pub(crate) mod parse;
     pub mod settings;
+    #[cfg(test)]
+    mod settings_tests;
+    pub(crate) mod size;
+    pub(crate) mod table;
 }
 
 /// Component files: compiles a `.wasm`, and loads a `.cwasm`.

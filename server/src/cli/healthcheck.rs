@@ -1,16 +1,16 @@
-//! The health probe: asks the server on this machine how it is, for images that have no shell and no curl.
+//! The health probe, for images without a shell and curl: sends a request to the server on this machine.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How long the answer may take.
+/// Timeout for the response.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks the server that listens on `address` for `path`.
+/// Requests `path` from the server that listens on `address`.
 ///
 /// # Errors
-/// One line that says what came instead of 200.
+/// One line, unless the status of the response is 200.
 pub fn check(address: SocketAddr, path: &str) -> Result<(), String> {
     let address = loopback_for(address);
     let status = fetch_status(address, path)
@@ -23,7 +23,7 @@ pub fn check(address: SocketAddr, path: &str) -> Result<(), String> {
     }
 }
 
-/// The address to ask at: a server that listens on all addresses listens on loopback, too.
+/// Returns loopback for the unspecified address, which stands for all addresses.
 fn loopback_for(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
@@ -34,7 +34,7 @@ fn loopback_for(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// The status of the answer.
+/// Returns the status code of the response.
 fn fetch_status(address: SocketAddr, path: &str) -> io::Result<String> {
     let deadline = Instant::now() + TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
@@ -46,11 +46,11 @@ fn fetch_status(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut filled = 0;
     while let Some(rest) = line.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Zero would mean no limit.
+        // Zero would mean no timeout.
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         match stream.read(rest)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => filled += n,
+            bytes => filled += bytes,
         }
     }
     match line.strip_prefix(b"HTTP/1.1 ") {

@@ -10,7 +10,7 @@
 //! `serve` reads the trailer first, because the settings of the engine that loads the file depend on the description. For
 //! a `.wasm`, [`compile`](crate::component::compile) makes the same description.
 
-use crate::config::settings::MemorySize;
+use crate::config::size::MemorySize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;

@@ -4,7 +4,7 @@
 use crate::component::compile;
 use crate::component::description::{ARCH, Description, VERSION};
 use crate::component::format::{PREFIX_BYTES, is_machine_code, require_component, unreadable};
-use crate::config::settings::MemorySize;
+use crate::config::size::MemorySize;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,6 +1,6 @@
 //! Limits on the instances of a component and their calls.
 
-use crate::config::settings::MemorySize;
+use crate::config::size::MemorySize;
 use std::time::Duration;
 
 /// Settings for the instances of a component.

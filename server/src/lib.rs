@@ -80,7 +80,9 @@ mod connection {
 mod request {
     pub mod body;
     pub mod endpoints;
+    pub mod handle;
     pub mod page;
+    pub mod record;
     pub mod service;
     pub mod shutdown;
     pub mod sources;

@@ -1,22 +1,22 @@
-//! The memory of the container that the server runs in, and how much of it the defaults may take.
+//! The memory of the server's container, and the defaults that depend on it.
 
 use std::fs;
 use std::path::Path;
 
-/// Bytes of the program itself: 7 MB with a small component.
+/// Memory of the program itself: 7 MB with a small component, as measured.
 const OWN_BYTES: u64 = 8 << 20;
 
-/// Bytes of a connection of the worst kind, in the server and in the kernel: see docs/architecture.md.
+/// Memory of a connection at worst, in the server and in the kernel (docs/architecture.md).
 const CONNECTION_BYTES: u64 = 32 << 10;
 
-/// The defaults where memory is not limited.
+/// The defaults without a limit.
 const CONNECTIONS: u64 = 10_000;
 const GUEST_BYTES: u64 = 256 << 20;
 
 const MIB: u64 = 1 << 20;
 
-/// Returns the default of `MAX_CONNECTIONS` and that of `GUEST_MEMORY_TOTAL` in bytes, for this limit of memory and where
-/// the other one is set or not. Guests have half of it.
+/// Returns the defaults of `MAX_CONNECTIONS` and of `GUEST_MEMORY_TOTAL` in bytes, for a limit in bytes and for the values
+/// that are set. Guests get half of the memory, or what connections leave.
 pub fn defaults(limit: Option<u64>, connections: Option<u32>, guests: Option<u64>) -> (u32, u64) {
     let Some(limit) = limit else {
         return (CONNECTIONS as u32, GUEST_BYTES);
@@ -32,19 +32,19 @@ pub fn defaults(limit: Option<u64>, connections: Option<u32>, guests: Option<u64
     (for_connections as u32, for_guests)
 }
 
-/// Returns the bytes that the server may take with these settings.
+/// Returns the memory that the server needs at worst with these settings, in bytes.
 pub fn needed(connections: u32, guests: u64) -> u64 {
     OWN_BYTES + guests + u64::from(connections) * CONNECTION_BYTES
 }
 
-/// Returns the limit of this process's memory in bytes, by its control group or one above it. `None` if there is none.
+/// Returns the memory limit of this process's control groups in bytes; `None` if there is none.
 pub fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     limit_of(&groups, &|path| fs::read_to_string(path).ok())
 }
 
-/// Reads the limits of the groups that `/proc/self/cgroup` lists (cgroups(7)), with all that are above them. Within a
-/// container, the path can be that of the host, of which the container sees the last part alone.
+/// Returns the least limit of the groups that `/proc/self/cgroup` lists (cgroups(7)) and of their ancestors. In a container,
+/// the listed path can be that of the host, while only the root of the hierarchy is mounted.
 fn limit_of(groups: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     groups
         .lines()
@@ -61,7 +61,7 @@ fn limit_of(groups: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64>
             let path = Path::new(path.trim_start_matches('/'));
             let limits = path.ancestors().filter_map(|group| {
                 let limit = read(&Path::new(root).join(group).join(file))?;
-                // No limit is `max` in version 2, and in version 1 the largest multiple of a page in an i64.
+                // Without a limit, version 2 has `max`, and version 1 the largest multiple of a page in an i64.
                 limit.trim().parse().ok().filter(|&limit| limit < 1 << 62)
             });
             limits.min()
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_is_the_least_of_a_group_and_those_above_it() {
+    fn limit_is_the_least_of_a_group_and_its_ancestors() {
         for (groups, files, expected) in [
             (
                 "0::/\n",

@@ -1,4 +1,4 @@
-//! How far a drain is, as far as it concerns requests.
+//! The state of a drain that requests read and update.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 

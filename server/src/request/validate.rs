@@ -1,24 +1,25 @@
-//! What hyper leaves to a server: checks a request's target, host and transfer coding, and makes its
-//! URI absolute, so that the component gets it whole whichever version of `wasi:http` it exports.
+//! Validation of requests that hyper accepts: number of fields, transfer coding, target, host.
+//!
+//! A valid request gets an absolute URI, so that the component receives the host in both versions of `wasi:http`.
 
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
 use std::net::Ipv6Addr;
 
-/// Fields that a request may have; more are answered with 431.
+/// Maximum number of fields in a request's head; with more, the status is 431.
 pub const MAX_FIELDS: usize = 100;
 
-/// What to answer instead of asking the guest.
+/// Status and reason of the response to an invalid request.
 pub type Rejection = (StatusCode, &'static str);
 
-/// Checks a request, and moves its host from the field `Host` to the URI.
+/// Validates a request, and moves its host from the field `Host` to the URI.
 ///
 /// # Errors
-/// The response that the RFCs ask for; the connection must not be used again.
+/// The response that the RFCs require. The connection must not be reused.
 pub fn check<B>(request: &mut Request<B>) -> Result<(), Rejection> {
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
-    // hyper counts them over HTTP/1 alone.
+    // hyper counts them for HTTP/1 only.
     if request.headers().len() > MAX_FIELDS {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err((status, "Request Header Fields Too Large"));
@@ -29,7 +30,7 @@ pub fn check<B>(request: &mut Request<B>) -> Result<(), Rejection> {
     make_absolute(request).map_err(bad)
 }
 
-/// Only `chunked`, once, is taken off here; hyper does that (RFC 9112, section 6.1).
+/// Accepts `chunked`, once, which hyper decodes (RFC 9112, section 6.1).
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -39,22 +40,22 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
     }
 }
 
-/// The target is a path, `*`, or a whole URI of this kind of server (RFC 9112, section 3.2). An
-/// authority alone is for `CONNECT`, and this is no proxy.
+/// Accepts a path, `*`, or an absolute URI with the scheme of HTTP (RFC 9112, section 3.2). An authority alone is for
+/// `CONNECT`, which requires a proxy.
 fn check_target(target: &Uri) -> Result<(), &'static str> {
     let path = target.path_and_query().map_or("", PathAndQuery::as_str);
     let is_path = path.starts_with('/') || path == "*";
-    let is_ours = matches!(target.scheme_str(), None | Some("http" | "https"));
+    let is_http = matches!(target.scheme_str(), None | Some("http" | "https"));
     let mut authority = target.authority().map(Authority::as_str).into_iter();
-    if is_path && is_ours && authority.all(is_host) {
+    if is_path && is_http && authority.all(is_host) {
         Ok(())
     } else {
         Err("Malformed request target")
     }
 }
 
-/// `Host` is one, well-formed, in HTTP/1.1 never missing (RFC 9112, section 3.2), and in HTTP/2
-/// the same as the authority (RFC 9113, section 8.3.1).
+/// Accepts one well-formed `Host`, which HTTP/1.1 requires (RFC 9112, section 3.2). In HTTP/2 it has to equal the authority
+/// (RFC 9113, section 8.3.1).
 fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -74,9 +75,9 @@ fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
     }
 }
 
-/// Completes the URI with the scheme `http` and the host of the field `Host`, which a host in the
-/// target overrides (RFC 9112, section 3.2.2). A request without either, or with an empty one, is for
-/// `localhost`: `wasi:http` has no request without authority, and clients of it refuse an empty one.
+/// Adds the scheme `http` and the host of the field `Host` to the URI, unless the target has a host (RFC 9112,
+/// section 3.2.2). Without either, or with an empty one, the host is `localhost`: `wasi:http` requires an authority that is
+/// not empty.
 fn make_absolute<B>(request: &mut Request<B>) -> Result<(), &'static str> {
     let host = request.headers_mut().remove(HOST);
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -93,8 +94,8 @@ fn make_absolute<B>(request: &mut Request<B>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether this is a host, with a port or without (RFC 3986, section 3.2.2): a name, without
-/// escapes, as no name in use has any, or an IP address. `Host` may be empty.
+/// Returns true if the text is a host with or without a port (RFC 3986, section 3.2.2), or empty. Percent-encoded names are
+/// rejected because none are in use.
 fn is_host(text: &str) -> bool {
     let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     let (host, port) = match text.rsplit_once(':') {

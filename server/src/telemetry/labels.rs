@@ -71,7 +71,7 @@ impl StatusLabel {
         let known = StatusCode::from_u16(status).ok();
         match known.and_then(|it| it.canonical_reason()) {
             Some(_) => Self::Code(status),
-            // See `request::record::CLIENT_CLOSED_REQUEST`.
+            // The status of a request whose client disconnects (see `request::record`).
             None if status == 499 => Self::Code(status),
             None => Self::Class(status / 100),
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Memory of the program itself: 7 MB with a small component, as measured.
+/// Memory of the program itself: 7 MB with a small component.
 const OWN_BYTES: u64 = 8 << 20;
 
 /// Memory of a connection at worst, in the server and in the kernel (docs/architecture.md).
@@ -44,7 +44,7 @@ pub fn memory_limit() -> Option<u64> {
 }
 
 /// Returns the least limit of the groups that `/proc/self/cgroup` lists (cgroups(7)) and of their ancestors. In a container,
-/// the listed path can be that of the host, while only the root of the hierarchy is mounted.
+/// the listed path can be that of the host, while the mounted hierarchy begins at the container's own group.
 fn limit_of(groups: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     groups
         .lines()

@@ -1,8 +1,14 @@
 //! A request's body on its way from the client to the guest.
 //!
-//! A slow client does not hold a sandbox: [`RequestBody::receive`] takes in up to [`BUFFER_BYTES`] before the guest
-//! starts. A body that is larger needs a permit for a transfer, of which there are half as many as sandboxes. So does one
-//! whose client pauses for [`PAUSE`]: it may wait for a response to what it has sent. Without a permit, that one waits.
+//! A slow client must not occupy a sandbox. So [`RequestBody::receive`] buffers a body before the guest starts, up to
+//! [`BUFFER_BYTES`]. The guest starts with a part of the body if
+//!
+//! - the body is larger, or the client waits for `100 Continue`;
+//! - the client pauses for [`PAUSE`], because it may wait for a response to what it has sent.
+//!
+//! It then needs a permit for a transfer, of which there are half as many as sandboxes. Without one, a large body is
+//! rejected, and that of a client that pauses continues to be buffered. A client that is slower than `BODY_TIMEOUT` allows
+//! fails the request, before the start of the guest and after it.
 
 use crate::connection::buffers::{Buffers, FREE_BYTES, Reservation};
 use crate::connection::in_flight::ReceivingBody;
@@ -25,33 +31,60 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::Error;
 
-/// Bytes of a body that are received before the guest starts.
-pub const BUFFER_BYTES: usize = 64 << 10;
+/// Bytes of a body that are buffered before the guest starts.
+const BUFFER_BYTES: usize = 64 << 10;
 
-/// Most bytes by which the buffer grows.
+/// Maximum growth of the buffer at a time.
 const STEP_BYTES: usize = 16 << 10;
 
-/// Silence of a client within a body after which the guest may start with a part of it.
+/// Time without data after which the guest may start with a part of the body.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Time for which the rest of a body that the guest did not read is received and dropped. Closing with unread input
-/// resets the connection, and the client may lose the response (RFC 9112, section 9.6).
+/// How long the rest of a body that the guest did not read is received and discarded. Closing with unread input resets the
+/// connection, and the client may lose the response (RFC 9112, section 9.6).
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct RequestBody {
-    /// Received, and not yet given to the guest.
+    /// Buffered for the guest, and not yet read by it.
     received: Bytes,
-    /// FrameBuffer for it.
-    part: Option<Reservation>,
+    /// Of the memory of `received`.
+    reservation: Option<Reservation>,
     trailers: Option<HeaderMap>,
-    /// What is still to come. `None` after the end.
+    /// The rest. `None` after the end.
     incoming: Option<(Incoming, ReceivingBody)>,
-    /// Set when the client waits for `100 Continue`, which hyper sends when the body is first read. It does not send a
-    /// body that nobody reads (RFC 9110, section 10.1.1).
+    /// Set until the first read if the client waits for `100 Continue`, which hyper sends at that read. The client does not
+    /// send a body that is not read (RFC 9110, section 10.1.1).
     is_on_demand: bool,
-    pace: StallTimer,
-    /// `None` if there is no body.
+    stall_timer: StallTimer,
+    /// `None` if the request has no body.
     progress: Option<Arc<Progress>>,
+}
+
+/// The beginning of a body.
+#[derive(Default)]
+struct Prefix {
+    bytes: Vec<u8>,
+    reservation: Option<Reservation>,
+}
+
+impl Prefix {
+    /// Copies the data, because a small slice may keep a large buffer of hyper's in memory.
+    fn push(&mut self, data: &[u8]) {
+        if self.bytes.capacity() - self.bytes.len() < data.len() {
+            let step = self.bytes.len().clamp(1 << 10, STEP_BYTES);
+            self.bytes.reserve_exact(data.len().max(step));
+        }
+        self.bytes.extend_from_slice(data);
+    }
+
+    /// Reserves memory once there are more than [`FREE_BYTES`]. Returns false if none is left.
+    fn try_reserve(&mut self, buffers: &Buffers) -> bool {
+        if self.bytes.len() > FREE_BYTES && self.reservation.is_none() {
+            self.reservation = buffers.try_reserve(BUFFER_BYTES + STEP_BYTES);
+            return self.reservation.is_some();
+        }
+        true
+    }
 }
 
 impl RequestBody {
@@ -66,25 +99,24 @@ impl RequestBody {
         let incoming = incoming.map(|incoming| (incoming, ReceivingBody::start(connection)));
         Self {
             received: Bytes::new(),
-            part: None,
+            reservation: None,
             trailers: None,
             is_on_demand,
-            pace: StallTimer::new(limit),
+            stall_timer: StallTimer::new(limit),
             progress: incoming.as_ref().map(|_| Arc::new(Progress::new(limit))),
             incoming,
         }
     }
 
-    /// Returns what the guest's call has to see of the body; `None` if there is none.
+    /// Returns the progress of the body, for the guest's call; `None` if there is no body.
     pub fn progress(&self) -> Option<Arc<Progress>> {
         self.progress.clone()
     }
 
-    /// Receives what the guest has to find when it starts. Returns the permit that it has for the rest; `None` if that
-    /// was all.
+    /// Receives what the guest must find when it starts. Returns the permit for the rest; `None` if there is no rest.
     ///
     /// # Errors
-    /// When the body is not whole or malformed, the client stalls, or there is no permit.
+    /// When the body is incomplete or malformed, the client stalls, or there is no permit.
     pub async fn receive(
         &mut self,
         permits: &Permits,
@@ -93,11 +125,11 @@ impl RequestBody {
         if self.incoming.is_none() {
             return Ok(None);
         }
+        let transfer_or = |error| permits.transfer().map(Some).ok_or(error);
         if self.is_on_demand {
-            return permits.transfer().map(Some).ok_or(HandleError::Transfers);
+            return transfer_or(HandleError::Transfers);
         }
-        let mut buffer = Vec::new();
-        let mut part = None;
+        let mut prefix = Prefix::default();
         let mut pause: Option<Pin<Box<Sleep>>> = None;
         let mut has_paused = false;
         let received = poll_fn(|cx| {
@@ -105,48 +137,18 @@ impl RequestBody {
                 let Some((incoming, receiving)) = &mut self.incoming else {
                     return Poll::Ready(Ok(None));
                 };
-                if buffer.len() >= BUFFER_BYTES {
-                    return Poll::Ready(permits.transfer().map(Some).ok_or(HandleError::Transfers));
+                if prefix.bytes.len() >= BUFFER_BYTES {
+                    return Poll::Ready(transfer_or(HandleError::Transfers));
                 }
-                match Pin::new(&mut *incoming).poll_frame(cx) {
-                    Poll::Ready(None) => self.incoming = None,
+                let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => frame,
                     Poll::Ready(Some(Err(_))) => {
                         self.incoming = None;
                         return Poll::Ready(Err(HandleError::IncompleteRequest));
                     }
-                    Poll::Ready(Some(Ok(frame))) => {
-                        let is_last = incoming.is_end_stream();
-                        match frame.into_data() {
-                            Ok(data) => {
-                                self.pace.record(data.len());
-                                receiving.progress();
-                                has_paused = false;
-                                if let Some(pause) = &mut pause {
-                                    pause.as_mut().reset(Instant::now() + PAUSE);
-                                }
-                                if is_last && buffer.is_empty() {
-                                    self.received = data;
-                                } else {
-                                    // Copied, as a small piece may keep a large buffer of hyper's.
-                                    if buffer.capacity() - buffer.len() < data.len() {
-                                        let step = buffer.len().clamp(1 << 10, STEP_BYTES);
-                                        buffer.reserve_exact(data.len().max(step));
-                                    }
-                                    buffer.extend_from_slice(&data);
-                                }
-                                if buffer.len() > FREE_BYTES && part.is_none() {
-                                    part = buffers.try_reserve(BUFFER_BYTES + STEP_BYTES);
-                                    if part.is_none() {
-                                        let permit = permits.transfer().map(Some);
-                                        return Poll::Ready(permit.ok_or(HandleError::Buffers));
-                                    }
-                                }
-                            }
-                            Err(frame) => self.trailers = frame.into_trailers().ok(),
-                        }
-                        if is_last {
-                            self.incoming = None;
-                        }
+                    Poll::Ready(None) => {
+                        self.incoming = None;
+                        continue;
                     }
                     Poll::Pending => {
                         let pause = pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
@@ -156,20 +158,41 @@ impl RequestBody {
                                 return Poll::Ready(Ok(Some(permit)));
                             }
                         }
-                        if self.pace.poll_stalled(cx).is_ready() {
-                            receiving.stall();
-                            self.incoming = None;
-                            return Poll::Ready(Err(HandleError::SlowRequest));
-                        }
-                        return Poll::Pending;
+                        ready!(self.stall_timer.poll_stalled(cx));
+                        receiving.stall();
+                        self.incoming = None;
+                        return Poll::Ready(Err(HandleError::SlowRequest));
                     }
+                };
+                let is_last = incoming.is_end_stream();
+                match frame.into_data() {
+                    Ok(data) => {
+                        self.stall_timer.record(data.len());
+                        receiving.progress();
+                        has_paused = false;
+                        if let Some(pause) = &mut pause {
+                            pause.as_mut().reset(Instant::now() + PAUSE);
+                        }
+                        if is_last && prefix.bytes.is_empty() {
+                            self.received = data;
+                        } else {
+                            prefix.push(&data);
+                        }
+                        if !prefix.try_reserve(buffers) {
+                            return Poll::Ready(transfer_or(HandleError::Buffers));
+                        }
+                    }
+                    Err(frame) => self.trailers = frame.into_trailers().ok(),
+                }
+                if is_last {
+                    self.incoming = None;
                 }
             }
         });
         let permit = received.await?;
-        if !buffer.is_empty() {
-            self.received = buffer.into();
-            self.part = part;
+        if !prefix.bytes.is_empty() {
+            self.received = prefix.bytes.into();
+            self.reservation = prefix.reservation;
         }
         Ok(permit)
     }
@@ -188,7 +211,7 @@ impl Body for RequestBody {
             trailers,
             incoming,
             is_on_demand,
-            pace,
+            stall_timer,
             progress,
             ..
         } = &mut *self;
@@ -206,7 +229,7 @@ impl Body for RequestBody {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 receiving.progress();
-                pace.record(frame.data_ref().map_or(0, Bytes::len));
+                stall_timer.record(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {
@@ -221,9 +244,9 @@ impl Body for RequestBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(pace.poll_stalled(cx));
+                ready!(stall_timer.poll_stalled(cx));
                 receiving.stall();
-                // Dropped unread, it ends the connection.
+                // hyper closes the connection of a body that is dropped before its end.
                 *incoming = None;
                 if let Some(progress) = progress {
                     progress.is_awaited.store(false, Ordering::Relaxed);
@@ -269,7 +292,7 @@ impl Drop for RequestBody {
     }
 }
 
-/// Takes a body to its end and drops it.
+/// Receives a body to its end.
 async fn discard(mut body: Incoming, receiving: ReceivingBody) {
     while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         receiving.progress();

@@ -114,7 +114,7 @@ impl Drop for RequestRecord {
 /// A response's body, with the record of its request.
 pub struct RecordedBody {
     pub body: ResponseBody,
-    /// Maximum size of a piece; `None` for HTTP/1, where hyper takes no more than it can write.
+    /// Maximum size of a piece; `None` for HTTP/1.
     pub max_piece: Option<usize>,
     /// The part of a frame that exceeded it.
     pub rest: Bytes,

@@ -1,7 +1,19 @@
-//! A runtime for one WebAssembly component: HTTP on the outside, `wasi:http` on the inside, and a fresh
-//! sandbox for each request.
+//! A runtime for one WebAssembly component: an HTTP server that calls the component through `wasi:http`, in a new sandbox for
+//! each request.
+//!
+//! The way of a request: `listener` accepts its connection and gives it to a worker, a thread that serves all requests of the
+//! connection. `connection` is between the socket and hyper: it enforces the client's deadlines and bounds what is buffered.
+//! hyper calls `request`, which validates the request and receives its body. `sandbox` takes an idle instance of the
+//! component or creates one, calls it, and sends its response as far as the client reads it. If the guest sends a request
+//! itself, that goes through `outbound`. When the response has ended, `telemetry` counts and logs the request.
+//!
+//! The way of the operator: `cli` reads the arguments and `config` the environment, `component` compiles or loads the
+//! component, and `listener` serves until a signal, then drains.
+//!
+//! Uses go one way: `cli`, `listener`, `request`, `sandbox`, then `outbound`, `component` and `connection`, `config`,
+//! `telemetry`. No file uses another that uses it, not even through further ones.
 
-// What a client sends must never end the process: no panic is reachable from the network.
+// No panic may be reachable from the network, because a panic ends the process.
 #![deny(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -13,7 +25,7 @@
     unsafe_code
 )]
 
-/// The way of the operator: commands and their arguments.
+/// The command line: the commands `serve`, `compile` and `healthcheck`.
 pub mod cli {
     pub(crate) mod arguments;
     pub mod commands;
@@ -21,7 +33,7 @@ pub mod cli {
     pub(crate) mod serve;
 }
 
-/// Settings, with defaults for the container that the server runs in.
+/// The settings, from the environment, with defaults that fit the container.
 pub mod config {
     pub(crate) mod container;
     pub(crate) mod environment;
@@ -76,7 +88,7 @@ mod connection {
     pub mod window;
 }
 
-/// From a request of HTTP to its response.
+/// HTTP: from a request to its response and its record, or to a page of the management listener.
 mod request {
     pub mod body;
     pub mod endpoints;
@@ -132,7 +144,7 @@ mod outbound {
     pub mod limits;
 }
 
-/// What operators see of it all: log, metrics and traces.
+/// Log, metrics and trace ids.
 pub mod telemetry {
     pub(crate) mod access;
     pub(crate) mod client;

@@ -1,4 +1,4 @@
-//! The program: see `server::cli::commands`.
+//! The program `wasi-essentials`. Its commands are in `server::cli::commands`.
 
 use std::process::ExitCode;
 

@@ -10,8 +10,8 @@
 //! The way of the operator: `cli` reads the arguments and `config` the environment, `component` compiles or loads the
 //! component, and `listener` serves until a signal, then drains.
 //!
-//! Uses go one way: `cli`, `listener`, `request`, `sandbox`, then `outbound`, `component` and `connection`, `config`,
-//! `telemetry`. No file uses another that uses it, not even through further ones.
+//! Uses go one way: `cli`, `listener`, `request`, `sandbox`, `component` and `connection`, `config`, `outbound`, `telemetry`.
+//! No file uses another that uses it, not even through further ones.
 
 // No panic may be reachable from the network, because a panic ends the process.
 #![deny(

@@ -80,3 +80,31 @@ impl Throttle {
         .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_events_are_counted_until_the_next_line_is_due() {
+        let mut throttle = Throttle::default();
+        let message = || -> Message { Box::new(|count| format!("{count} events")) };
+        let start = Instant::now();
+        assert!(throttle.allows("a", start));
+        assert!(throttle.allows("b", start), "kinds are independent");
+        assert!(!throttle.allows("a", start));
+        assert!(throttle.defer("a", message()));
+        assert!(!throttle.defer("a", message()));
+
+        assert!(throttle.take_due(start, false).is_empty());
+        let due = start + INTERVAL;
+        assert_eq!(throttle.due(), Some(due));
+        assert_eq!(throttle.take_due(due, false), ["2 events"]);
+        assert_eq!(throttle.due(), None);
+
+        assert!(!throttle.allows("a", due));
+        assert!(throttle.defer("a", message()));
+        assert_eq!(throttle.take_due(due, true), ["1 events"]);
+        assert!(throttle.allows("a", due + INTERVAL));
+    }
+}

@@ -156,8 +156,8 @@ files_list_their_dependencies() {
   extract wasi-essentials:ci "$STATE/ci" && ./bake component || return
   .ci/sbom "$STATE/ci/wasi-essentials" > "$STATE/sbom.cdx.json" || return
   .ci/sbom target/component/component.wasm > "$STATE/sbom-component.cdx.json" || return
-  .ci/bill-crates "$STATE/sbom.cdx.json" server hyper wasmtime &&
-    .ci/bill-crates "$STATE/sbom-component.cdx.json" wasi-essentials anyhow wstd
+  .ci/sbom-crates "$STATE/sbom.cdx.json" server hyper wasmtime &&
+    .ci/sbom-crates "$STATE/sbom-component.cdx.json" wasi-essentials anyhow wstd
 }
 
 # A layer each. A created, never started container also shows the engine's own mount points; a saved image

@@ -102,5 +102,5 @@ await_healthy() {
 # Removes the containers of these checks and of the README.
 remove_containers() {
   docker ps -aq --filter label=ci | xargs -r docker rm -f
-  docker rm -f web hardened production mine bill any
+  docker rm -f web hardened production mine sbom any
 } > /dev/null 2>&1

@@ -225,6 +225,11 @@ unclear_registry_is_refused() (
   REPOSITORY=you/absent is_error 2 "$error" publish_small 1.1.0-rc.1 --print
 )
 
+# Of this version, as the README has published it.
+published_layers_are_those_of_the_sources() {
+  gives_the_published_layers . "$REGISTRY/you/wasi-essentials" "$(version)"
+}
+
 # The images that are published under a version have the layers that a clone at this version gives, for each
 # architecture, by the image of the toolchain that they name.
 gives_the_published_layers() {

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Checks of the server in its image: limits, shutdown, metrics.
 
-# What a careful operator takes away.
-BOX=(--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-privileges
+# Options of a container without privileges and with little memory.
+HARDENED=(--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-privileges
   --pids-limit 64 --memory 32m --cpus 0.5)
 
 # With a name server that says nothing, by the example `proxy`: every request for a name fails in its time, also those that
@@ -25,14 +25,14 @@ survives_a_silent_name_server() {
   kill "$(cat "$STATE/names.pid")" && rm "$STATE/names.pid"
 }
 
-holds_in_a_box() {
-  start wasi-essentials:ci "${BOX[@]}" || return
+serves_hardened() {
+  start wasi-essentials:ci "${HARDENED[@]}" || return
   curl -sf "http://127.0.0.1:$port/" | grep -x 'Hello from Docker!' || return
   is_healthy_and_stops
 }
 
-holds_without_network() {
-  container=$(docker run -d --label ci --network none "${BOX[@]}" wasi-essentials:ci) || return
+serves_without_network() {
+  container=$(docker run -d --label ci --network none "${HARDENED[@]}" wasi-essentials:ci) || return
   is_healthy_and_stops
 }
 
@@ -80,16 +80,16 @@ metrics_are_read() {
 
 # In one of three tries, as other work on the machine can make any of them slow.
 stops_fast() {
-  local begun ended _
+  local before ended _
   for _ in 1 2 3; do
     start wasi-essentials:ci || return
-    begun=$(date +%s%N)
+    before=$(date +%s%N)
     docker stop "$container" || return
     ended=$(date +%s%N)
-    echo "$(((ended - begun) / 1000000)) ms"
+    echo "$(((ended - before) / 1000000)) ms"
     docker logs "$container" | tail -n 1 | grep 'SIGTERM: shutting down' || return
     [ "$(docker inspect --format '{{.State.ExitCode}}' "$container")" = 0 ] || return
-    [ $((ended - begun)) -ge 1000000000 ] || return 0
+    [ $((ended - before)) -ge 1000000000 ] || return 0
   done
   fail "it takes a second to stop"
 }

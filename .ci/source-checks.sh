@@ -1,7 +1,11 @@
 # shellcheck shell=bash
-# Checks of the sources: manifests, lints, tests and fuzzing.
+# Checks of the sources: format, lints, dependencies, tests and fuzzing.
 
-# Everything, the runtime without the compiler, and the components of both entry points.
+rustfmt() {
+  cargo fmt --check
+}
+
+# The workspace, the runtime without the compiler, and the components of both entry points.
 clippy() {
   local status=0 wasm=(--release --target wasm32-wasip2)
   cargo clippy --workspace --all-targets -- -D warnings || status=1
@@ -22,6 +26,10 @@ entry_points_exclude_each_other() {
     [ "$(grep -c '^error' <<< "$output")" = 2 ] &&
       grep -E '^error: (both `wasi` .* are enabled|no entry point): .*spin' <<< "$output" || fail "$output" || return
   done
+}
+
+dependencies_are_allowed() {
+  cargo deny --locked --workspace check licenses bans sources
 }
 
 # The runtime in the image: the feature `compile` is off there.
@@ -45,8 +53,8 @@ list_tests() {
       sub(/: test$/, "") { print file "::" $0 }'
 }
 
-# Each test that the README and the pages name is one.
-readme_names_tests() {
+# Each test that the README and the pages name exists.
+documents_name_tests() {
   local names unknown
   names=$(grep -ohE '`[a-z]+::[a-z_0-9]+`' README.md docs/*.md | tr -d '`' | sort -u)
   [ -n "$names" ] || fail "the pages name no tests" || return
@@ -74,7 +82,7 @@ build_fuzzer() {
   cargo fuzz build --sanitizer none connection
 }
 
-# Fuzzing from the corpus, for so many seconds; what it finds stays out of the repository.
+# Fuzzes from the corpus, for so many seconds. What it finds stays out of the repository.
 fuzz() {
   local directory
   directory=$(mktemp -d) && tar -xzf fuzz/corpus.tar.gz -C "$directory" &&

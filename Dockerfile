@@ -1,13 +1,12 @@
 # Four images from one file:
 #
 #   docker build -t wasi-essentials .                            the production image: runtime and component
-#   docker build -t wasi-essentials:single --target builder .    the single-stage image: toolchain and all
+#   docker build -t wasi-essentials:single --target builder .    the single-stage image, with its toolchain
 #   docker build --target runtime .                              the runtime alone
 #   docker build --target compile .                              the program that compiles components
 #
 # With `--build-context component=DIRECTORY` the component is DIRECTORY/component.wasm instead of the one here.
-# `./bake` builds all with their tags, for all architectures. The compilers always run on the building machine's
-# own.
+# `./bake` builds all with their tags, for all architectures. Compilers always run on the building machine's architecture.
 
 # A release names the digest, too: that of a tag changes.
 ARG RUST_IMAGE=rust:1.99.1-slim-bookworm
@@ -21,8 +20,8 @@ WORKDIR /build
 COPY server/linker server/release server/
 RUN server/release && PROGRAM=component server/release
 
-# What Cargo knows dependencies by. They take minutes and change seldom: the stages below compile them with
-# empty sources first. The sources are touched then, as Cargo goes by the time of a file.
+# The manifests, with empty sources. Dependencies take minutes and rarely change, so the stages below compile them in layers
+# of their own. They touch the sources afterwards, because Cargo compares the times of files.
 FROM toolchain AS manifests
 COPY Cargo.toml Cargo.lock ./
 COPY server/Cargo.toml server/
@@ -31,7 +30,7 @@ RUN mkdir -p src server/src \
     && echo 'fn main() {}' > server/src/main.rs
 
 
-# The component: one file for all architectures, with a list of what it is made of.
+# The component: one file for all architectures, with a list of its dependencies.
 FROM manifests AS component-build
 ENV PROGRAM=component
 RUN server/release --lib
@@ -64,28 +63,29 @@ RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \
     && install target/*-musl/release/wasi-essentials /usr/local/bin/
 
-# The time of a file is part of an image's layer: the same file is to give the same layer. This is the
-# earliest that every kind of archive can have.
+# The time of a file is part of a layer, and the same file has to give the same layer. This is the earliest time that every
+# archive format can store.
 FROM compiler AS component-compile
 ARG TARGETARCH
 COPY --from=component /component.wasm /
 RUN wasi-essentials compile /component.wasm \
     && touch --date 1980-01-01T00:00Z /component.cwasm
 
-# The same program for the target.
-FROM server-toolchain AS target-compiler-dependencies
+# The toolchain with a C compiler for the target.
+FROM server-toolchain AS cross-toolchain
 ARG ARM64_COMPILER
 ARG BUILDARCH
 ARG TARGETARCH
-ENV PROGRAM=compiler ARCH=${TARGETARCH}
+ENV ARCH=${TARGETARCH}
 RUN test "$TARGETARCH" = "$BUILDARCH" \
-    || { apt-get update \
-        && apt-get install -y --no-install-recommends $ARM64_COMPILER \
-        && server/release --bin wasi-essentials; }
+    || { apt-get update && apt-get install -y --no-install-recommends $ARM64_COMPILER; }
 
-FROM target-compiler-dependencies AS target-compiler
+# The program with the compiler in it, for the target.
+FROM cross-toolchain AS target-compiler
 ARG BUILDARCH
 ARG TARGETARCH
+ENV PROGRAM=compiler
+RUN test "$TARGETARCH" = "$BUILDARCH" || server/release --bin wasi-essentials
 COPY server server
 COPY --from=compiler /usr/local/bin/wasi-essentials /usr/local/bin/
 RUN test "$TARGETARCH" = "$BUILDARCH" \
@@ -110,17 +110,9 @@ ENTRYPOINT ["/wasi-essentials"]
 
 
 # The runtime, without the compiler: the same file for every component.
-FROM server-toolchain AS runtime-dependencies
-ARG ARM64_COMPILER
-ARG BUILDARCH
-ARG TARGETARCH
-ENV ARCH=${TARGETARCH}
-RUN test "$TARGETARCH" = "$BUILDARCH" \
-    || { apt-get update && apt-get install -y --no-install-recommends $ARM64_COMPILER; }
+FROM cross-toolchain AS runtime-build
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
-
-FROM runtime-dependencies AS runtime-build
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \
@@ -159,7 +151,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s C
 ENTRYPOINT ["/wasi-essentials"]
 
 
-# The component has a layer of its own: an update is all that a registry, a node and a pull have to take.
+# The component has a layer of its own, so that an update transfers nothing else.
 FROM runtime
 LABEL org.opencontainers.image.title="wasi-essentials" \
       org.opencontainers.image.description="A Hello/Health web service as a WebAssembly component, shipped as an ordinary container"

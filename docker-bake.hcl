@@ -71,10 +71,12 @@ target "compile" {
   tags     = ["${REGISTRY}/${REPOSITORY}:${VERSION}-compile"]
 }
 
-# With its toolchain, hence for the building machine's own platform.
+# With its toolchain, hence for the building machine's own platform. Over a gigabyte: zstd at its default level takes a
+# seventh of gzip's time, and less space.
 target "single" {
   inherits = ["toolchain"]
   target   = "builder"
+  output   = ["${OUTPUT},compression=zstd"]
   tags     = ["${REGISTRY}/${REPOSITORY}:${contains(split(":", TAGS), "latest") ? "" : "${VERSION}-"}single"]
 }
 

@@ -2,7 +2,7 @@
 //!
 //!     cargo build --release --target wasm32-wasip2 --example config
 //!     GUEST_ENV=GREETING GREETING=Ahoy \
-//!       cargo run --release --package server -- target/wasm32-wasip2/release/examples/config.wasm
+//!       cargo run --package server -- target/wasm32-wasip2/release/examples/config.wasm
 //!     curl http://localhost:5000/
 
 #![cfg(target_family = "wasm")]

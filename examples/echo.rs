@@ -1,7 +1,7 @@
 //! Reads JSON and responds with it: a limit on the body's size, and an error that says what was wrong.
 //!
 //!     cargo build --release --target wasm32-wasip2 --example echo
-//!     cargo run --release --package server -- target/wasm32-wasip2/release/examples/echo.wasm
+//!     cargo run --package server -- target/wasm32-wasip2/release/examples/echo.wasm
 //!     curl --json '{"name": "Ferris"}' http://localhost:5000/
 
 #![cfg(target_family = "wasm")]

@@ -1,7 +1,7 @@
 //! A component for WASI 0.3, on `spin-sdk`: what `examples/javascript` and `examples/python` are, in Rust.
 //!
 //!     cargo build --release --target wasm32-wasip2 --no-default-features --features spin --example greet
-//!     cargo run --release --package server -- target/wasm32-wasip2/release/examples/greet.wasm
+//!     cargo run --package server -- target/wasm32-wasip2/release/examples/greet.wasm
 //!     curl --json '{"name": "Ferris"}' http://localhost:5000/
 
 #![cfg(target_family = "wasm")]

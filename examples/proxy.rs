@@ -2,7 +2,7 @@
 //!
 //!     cargo build --release --target wasm32-wasip2 --example proxy
 //!     GUEST_ENV=UPSTREAM UPSTREAM=http://localhost:8000 ALLOWED_OUTBOUND_HOSTS=http://localhost:8000 \
-//!       cargo run --release --package server -- target/wasm32-wasip2/release/examples/proxy.wasm
+//!       cargo run --package server -- target/wasm32-wasip2/release/examples/proxy.wasm
 //!     curl http://localhost:5000/
 
 #![cfg(target_family = "wasm")]

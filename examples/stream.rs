@@ -2,7 +2,7 @@
 //! a request is reached, after which a browser connects again.
 //!
 //!     cargo build --release --target wasm32-wasip2 --example stream
-//!     cargo run --release --package server -- target/wasm32-wasip2/release/examples/stream.wasm
+//!     cargo run --package server -- target/wasm32-wasip2/release/examples/stream.wasm
 //!     curl --no-buffer http://localhost:5000/
 
 #![cfg(target_family = "wasm")]

@@ -55,9 +55,11 @@ COPY --from=server-manifests /build/server server
 
 
 # The program with the compiler in it, for the building machine.
-FROM server-toolchain AS compiler
+FROM server-toolchain AS compiler-dependencies
 ENV PROGRAM=compiler
 RUN server/release --bin wasi-essentials
+
+FROM compiler-dependencies AS compiler
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \
@@ -71,21 +73,17 @@ COPY --from=component /component.wasm /
 RUN wasi-essentials compile /component.wasm \
     && touch --date 1980-01-01T00:00Z /component.cwasm
 
-# The toolchain with a C compiler for the target.
-FROM server-toolchain AS cross-toolchain
+# The same program for the target. Macros and build scripts run on the building machine, and are compiled already.
+FROM compiler-dependencies AS target-compiler
 ARG ARM64_COMPILER
 ARG BUILDARCH
 ARG TARGETARCH
 ENV ARCH=${TARGETARCH}
 RUN test "$TARGETARCH" = "$BUILDARCH" \
-    || { apt-get update && apt-get install -y --no-install-recommends $ARM64_COMPILER; }
-
-# The program with the compiler in it, for the target.
-FROM cross-toolchain AS target-compiler
-ARG BUILDARCH
-ARG TARGETARCH
-ENV PROGRAM=compiler
-RUN test "$TARGETARCH" = "$BUILDARCH" || server/release --bin wasi-essentials
+    || { rm -r target/*-musl \
+        && apt-get update \
+        && apt-get install -y --no-install-recommends $ARM64_COMPILER \
+        && server/release --bin wasi-essentials; }
 COPY server server
 COPY --from=compiler /usr/local/bin/wasi-essentials /usr/local/bin/
 RUN test "$TARGETARCH" = "$BUILDARCH" \
@@ -110,9 +108,20 @@ ENTRYPOINT ["/wasi-essentials"]
 
 
 # The runtime, without the compiler: the same file for every component.
-FROM cross-toolchain AS runtime-build
+FROM server-toolchain AS runtime-dependencies
 COPY bench/release.profdata bench/
 RUN server/release --bin wasi-essentials
+
+FROM runtime-dependencies AS runtime-build
+ARG ARM64_COMPILER
+ARG BUILDARCH
+ARG TARGETARCH
+ENV ARCH=${TARGETARCH}
+RUN test "$TARGETARCH" = "$BUILDARCH" \
+    || { rm -r target/*-musl \
+        && apt-get update \
+        && apt-get install -y --no-install-recommends $ARM64_COMPILER \
+        && server/release --bin wasi-essentials; }
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \

@@ -1,4 +1,4 @@
-//! The files that the program takes and makes: components, and their machine code.
+//! Components, and the machine code that the program compiles them to.
 
 mod harness;
 
@@ -54,9 +54,9 @@ fn compile(input: &Path, output: &Path, arguments: &[&str]) -> Vec<u8> {
     fs::read(output).expect("the output")
 }
 
-/// Checks what `serve` and `compile` say of a file.
+/// Checks that `serve` and `compile` reject a file with this message.
 #[track_caller]
-fn assert_is_no_component(path: &Path, rest: &str) {
+fn assert_rejected(path: &Path, rest: &str) {
     let line = format!("{}{rest}", path.display());
     let name = path.to_str().expect("UTF-8");
     let directory = path.parent().expect("a directory");
@@ -105,10 +105,10 @@ fn named(mut wasm: Vec<u8>, name: &str) -> Vec<u8> {
 }
 
 /// The first line that a server logs.
-fn start_up_line(component: &Path) -> String {
+fn startup_line(component: &Path) -> String {
     let mut command = command(PROGRAM);
     command.arg(component);
-    Server::spawn(command, &[]).start_up_line.clone()
+    Server::spawn(command, &[]).startup_line.clone()
 }
 
 fn sha256(path: &Path) -> String {
@@ -164,7 +164,7 @@ fn output_and_target_have_defaults() {
         let expected = compile(&input, &directory.join("other.cwasm"), &["--target", arch]);
         assert!(file == expected, "TARGETARCH={target}");
     }
-    // Nothing else is left beside them.
+    // There are no other files.
     let files = fs::read_dir(directory).expect("a directory").count();
     assert_eq!(files, 3);
 }
@@ -179,18 +179,18 @@ fn start_up_line_describes_the_component() {
                 ": component \"{name}\" ({wasi}, sha256:{digest}, compiled by {version}), MAX_CONNECTIONS="
             )
         };
-        // By the name of the file, and compiled in memory or before.
+        // By the name of the file, compiled in memory or before.
         for file in [guest.wasm(), guest.cwasm()] {
-            let line = start_up_line(&file);
+            let line = startup_line(&file);
             assert!(
                 line.contains(&description("wasi_essentials", &digest)),
                 "{line}"
             );
         }
-        // By the component's own account.
+        // By the name in the component.
         let wasm = named(fs::read(guest.wasm()).expect("a component"), "greeter");
         let input = file(&format!("{}.wasm", guest.entry), wasm);
-        let line = start_up_line(&input);
+        let line = startup_line(&input);
         assert!(
             line.contains(&description("greeter", &sha256(&input))),
             "{line}"
@@ -204,7 +204,7 @@ fn component_comes_from_argument_then_environment() {
     let of_environment = |arguments: &[&str], component: &str| {
         let mut command = command(PROGRAM);
         command.args(arguments).env("COMPONENT", component);
-        Server::spawn(command, &[]).start_up_line.clone()
+        Server::spawn(command, &[]).startup_line.clone()
     };
     let file = cwasm.to_str().expect("UTF-8");
     for (arguments, component) in [
@@ -222,8 +222,8 @@ fn component_comes_from_argument_then_environment() {
 #[test]
 fn unreadable_file_is_named() {
     let directory = directory("unreadable");
-    assert_is_no_component(&directory.join("none.wasm"), ": no such file");
-    assert_is_no_component(&directory, ": a directory, not a component");
+    assert_rejected(&directory.join("none.wasm"), ": no such file");
+    assert_rejected(&directory, ": a directory, not a component");
     let line = "no command and no file: sreve; see --help";
     assert_error(&run(&directory, &["sreve"], &[]), 2, line);
 }
@@ -231,12 +231,12 @@ fn unreadable_file_is_named() {
 #[test]
 fn file_that_is_no_component_is_refused() {
     let text = file("text.wasm", "(component)");
-    assert_is_no_component(&text, ": not a WebAssembly component");
-    assert_is_no_component(&file("empty.wasm", ""), ": not a WebAssembly component");
+    assert_rejected(&text, ": not a WebAssembly component");
+    assert_rejected(&file("empty.wasm", ""), ": not a WebAssembly component");
     let module = file("module.wasm", b"\0asm\x01\0\0\0");
     let line = ": a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it \
                 with `wasm-tools component new`";
-    assert_is_no_component(&module, line);
+    assert_rejected(&module, line);
 }
 
 #[test]
@@ -262,16 +262,16 @@ fn component_without_http_is_refused() {
     let rest = ": exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so that it cannot serve \
                 HTTP; it exports ";
     let nothing = file("nothing.wasm", component(&[], &[]));
-    assert_is_no_component(&nothing, &format!("{rest}nothing"));
+    assert_rejected(&nothing, &format!("{rest}nothing"));
     let imports = ["wasi:cli/environment@0.2.0"];
     let exports = [
         "wasi:cli/run@0.2.0",
         "wasi:http/handler@0.3.0-rc-2026-01-06",
     ];
     let other = file("command.wasm", component(&imports, &exports[..1]));
-    assert_is_no_component(&other, &format!("{rest}{}", exports[0]));
+    assert_rejected(&other, &format!("{rest}{}", exports[0]));
     let draft = file("draft.wasm", component(&imports, &exports[1..]));
-    assert_is_no_component(&draft, &format!("{rest}{}", exports[1]));
+    assert_rejected(&draft, &format!("{rest}{}", exports[1]));
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn unknown_imports_are_all_named() {
     let wasm = component(&imports, &["wasi:http/incoming-handler@0.2.0"]);
     let rest = ": imports what this server does not have: wasi:keyvalue/store@0.2.0-draft2, wasi:io/streams@1.0.0, \
                 example:own/interface";
-    assert_is_no_component(&file("imports.wasm", wasm), rest);
+    assert_rejected(&file("imports.wasm", wasm), rest);
 }
 
 #[test]
@@ -366,7 +366,7 @@ fn input_is_not_overwritten() {
     assert_error(&ended, 1, "kept.cwasm: machine code already, not a .wasm");
 }
 
-/// What is not a file takes the bytes, and stays what it is.
+/// An output that is not a file is written to, and not replaced.
 #[test]
 fn output_may_be_a_pipe() {
     let directory = directory("pipe");
@@ -410,7 +410,7 @@ fn replaced_output_keeps_its_permissions() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
-/// Whatever a file or an argument has in it, an error is one line, without control characters.
+/// Contents of files and arguments are escaped in errors.
 #[test]
 fn no_input_can_forge_a_line() {
     let forged = "one\nerror: forged \u{1b}[31m";
@@ -531,7 +531,7 @@ fn module_may_have_two_tables() {
     let input = file("tables.wasm", wasm);
     let path = input.to_str().expect("UTF-8");
     let ended = run(Path::new("/"), &[path], &[]);
-    // It has what a sandbox may have, though its export is no handler.
+    // The tables are accepted. The error is of the export, which is no handler.
     let stderr = String::from_utf8_lossy(&ended.stderr);
     let line = stderr.lines().last().expect("a line");
     assert!(line.contains("incoming-handler"), "{stderr}");

@@ -1,5 +1,4 @@
-//! What the component is to its host: the interfaces that it imports, as a guest that cannot name a
-//! capability cannot use it, and the memory that it starts with, which each fresh sandbox resets.
+//! The component's imports, which are all that a guest can use, and its initial memory, which each fresh sandbox resets.
 
 mod harness;
 
@@ -22,8 +21,8 @@ fn spin() -> Vec<u8> {
     fs::read(SPIN.wasm()).expect("a component")
 }
 
-/// Brought along by the standard libraries of Rust and C, whether the service uses it or not. The host
-/// has an empty environment, an empty input and a log for output.
+/// Imported by the standard libraries of Rust and C, whether the service uses them or not. On the host, the environment and the
+/// input are empty, and the output is the log.
 const LIBRARIES: [&str; 14] = [
     "wasi:cli/environment",
     "wasi:cli/exit",

@@ -6,7 +6,7 @@
 mod harness;
 
 use harness::http2::Http2;
-use harness::{Answer, CHUNKED_POST, Connection, SPIN, Server, WASI, resolve};
+use harness::{CHUNKED_POST, Connection, Response, SPIN, Server, WASI, resolve, run_trials};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
 use std::net::SocketAddr;
@@ -26,9 +26,11 @@ fn main() -> ExitCode {
         .iter()
         .flat_map(|(host, address)| trials(host, *address))
         .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(servers);
-    conclusion.exit_code()
+    run_trials(
+        &arguments,
+        trials,
+        servers.into_iter().map(|(_, server)| server),
+    )
 }
 
 fn servers() -> Vec<(&'static str, Server)> {
@@ -55,10 +57,10 @@ fn trials(host: &str, address: SocketAddr) -> Vec<Trial> {
         let name = format!("{} over HTTP/2", row.name());
         trial(name, Box::new(move |at| row.check_over_http2(at)))
     });
-    let ways = WAYS
+    let connection_tests = CONNECTION_TESTS
         .iter()
         .map(|(name, test)| trial(name.to_string(), Box::new(test)));
-    rows.chain(http2_rows).chain(ways).collect()
+    rows.chain(http2_rows).chain(connection_tests).collect()
 }
 
 /// A row of the contract.
@@ -117,54 +119,57 @@ impl Row {
 
     fn check(&self, address: SocketAddr) {
         let mut connection = Connection::open(address);
-        let answer = connection
+        let response = connection
             .request(self.method, self.target)
-            .expect("an answer");
-        self.check_answer(&answer);
-        // The connection is still in step: a body where none belongs would show here.
+            .expect("a response");
+        self.check_response(&response);
+        // An unexpected body would be read as the head of this response.
         let next = connection
             .request("GET", "/health")
-            .expect("a second answer");
+            .expect("a second response");
         assert_eq!(next.body, b"OK");
     }
 
     fn check_over_http2(&self, address: SocketAddr) {
         let mut client = Http2::connect(address);
-        self.check_answer(&client.request(self.method, self.target));
+        self.check_response(&client.request(self.method, self.target));
         assert_eq!(client.request("GET", "/health").body, b"OK");
     }
 
-    fn check_answer(&self, answer: &Answer) {
+    fn check_response(&self, response: &Response) {
         let known = |values: &[&'static str]| values.to_vec();
         let body = if self.method == "HEAD" { "" } else { self.body };
-        assert_eq!(answer.status, self.status);
-        assert_eq!(String::from_utf8_lossy(&answer.body), body);
+        assert_eq!(response.status, self.status);
+        assert_eq!(String::from_utf8_lossy(&response.body), body);
         assert_eq!(
-            answer.header("content-length"),
+            response.header("content-length"),
             [self.body.len().to_string()]
         );
-        assert_eq!(answer.header("transfer-encoding"), known(&[]));
-        assert_eq!(answer.header("x-content-type-options"), known(&["nosniff"]));
+        assert_eq!(response.header("transfer-encoding"), known(&[]));
+        assert_eq!(
+            response.header("x-content-type-options"),
+            known(&["nosniff"])
+        );
         let has_type = !self.body.is_empty();
         let plain: &[_] = if has_type {
             &["text/plain; charset=utf-8"]
         } else {
             &[]
         };
-        assert_eq!(answer.header("content-type"), known(plain));
+        assert_eq!(response.header("content-type"), known(plain));
         let refuses = self.status == 405 || self.method == "OPTIONS" && self.status == 200;
         let allow: &[_] = if refuses {
             &["GET, HEAD, OPTIONS"]
         } else {
             &[]
         };
-        assert_eq!(answer.header("allow"), known(allow));
+        assert_eq!(response.header("allow"), known(allow));
         let fresh: &[_] = if self.body == "OK" {
             &["no-store"]
         } else {
             &[]
         };
-        assert_eq!(answer.header("cache-control"), known(fresh));
+        assert_eq!(response.header("cache-control"), known(fresh));
     }
 }
 
@@ -181,27 +186,27 @@ const NO_POST: Row = Row {
     body: "Method Not Allowed",
 };
 
-/// A name, and a test that panics when it fails.
-type Way = (&'static str, fn(SocketAddr));
+/// A name, and a test that panics if it fails.
+type ConnectionTest = (&'static str, fn(SocketAddr));
 
-/// The ways of HTTP/1.1 that a service meets, whatever its routes.
-const WAYS: &[Way] = &[
+/// What every service gets right over HTTP/1.1, whatever its routes.
+const CONNECTION_TESTS: &[ConnectionTest] = &[
     ("a connection serves many requests", |address| {
         let mut connection = Connection::open(address);
         for _ in 0..100 {
-            HELLO.check_answer(&connection.request("GET", "/").expect("an answer"));
+            HELLO.check_response(&connection.request("GET", "/").expect("a response"));
         }
     }),
-    ("requests may come before their answers", |address| {
+    ("pipelined requests are served in order", |address| {
         let mut connection = Connection::open(address);
         connection
             .send("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20))
             .expect("sent");
         for _ in 0..20 {
-            HELLO.check_answer(&connection.answer("GET").expect("an answer"));
+            HELLO.check_response(&connection.response("GET").expect("a response"));
         }
     }),
-    ("a body that nobody asked for is no error", |address| {
+    ("an unexpected body is not an error", |address| {
         let mut connection = Connection::open(address);
         let body = "x".repeat(10_000);
         let fields = format!("Host: test\r\nContent-Length: {}", body.len());
@@ -209,60 +214,60 @@ const WAYS: &[Way] = &[
             connection
                 .send(format!("{method} / HTTP/1.1\r\n{fields}\r\n\r\n{body}"))
                 .expect("sent");
-            let answer = connection.answer(method).expect("an answer");
-            row.check_answer(&answer);
-            // Some hosts close a connection rather than read what nobody asked for.
-            if answer.header("connection") == ["close"] {
+            let response = connection.response(method).expect("a response");
+            row.check_response(&response);
+            // Some hosts close the connection instead of reading the body.
+            if response.header("connection") == ["close"] {
                 connection = Connection::open(address);
             }
         }
     }),
-    ("a large body does not cost the answer", |address| {
-        let mut connection = Connection::open(address);
-        connection.send(CHUNKED_POST).expect("head sent");
-        // A host may close once it has answered (RFC 9112, section 9.6); the answer is there to read.
-        let _ = connection.send_16_chunks();
-        NO_POST.check_answer(&connection.answer("POST").expect("an answer"));
-    }),
     (
-        "a client that asks before it sends a body gets its answer",
+        "a large unread body does not lose the response",
+        |address| {
+            let mut connection = Connection::open(address);
+            connection.send(CHUNKED_POST).expect("head sent");
+            // A host may close once it has responded (RFC 9112, section 9.6); the response can still be read.
+            let _ = connection.send_16_chunks();
+            NO_POST.check_response(&connection.response("POST").expect("a response"));
+        },
+    ),
+    (
+        "a client that expects 100-continue gets the response",
         |address| {
             let mut connection = Connection::open(address);
             let head = "Host: test\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
             connection
                 .send(format!("POST / HTTP/1.1\r\n{head}"))
                 .expect("head sent");
-            let mut answer = connection.answer("POST").expect("an answer");
-            if answer.status == 100 {
+            let mut response = connection.response("POST").expect("a response");
+            if response.status == 100 {
                 connection.send("123456789").expect("body sent");
-                answer = connection.answer("POST").expect("a second answer");
+                response = connection.response("POST").expect("a second response");
             }
-            NO_POST.check_answer(&answer);
+            NO_POST.check_response(&response);
         },
     ),
-    ("the target may be a whole URI", |address| {
+    ("the target may be an absolute URI", |address| {
         let mut connection = Connection::open(address);
         // With the target's authority in `Host` (RFC 9112, section 3.2).
         let request = format!("GET http://{address}/?x=1 HTTP/1.1\r\nHost: {address}\r\n\r\n");
         connection.send(request).expect("sent");
-        HELLO.check_answer(&connection.answer("GET").expect("an answer"));
+        HELLO.check_response(&connection.response("GET").expect("a response"));
     }),
-    (
-        "a client that wants the connection closed gets it closed",
-        |address| {
-            let mut connection = Connection::open(address);
-            let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-            connection.send(request).expect("sent");
-            HELLO.check_answer(&connection.answer("GET").expect("an answer"));
-            assert_eq!(connection.rest().expect("the end"), b"");
-        },
-    ),
+    ("Connection: close closes the connection", |address| {
+        let mut connection = Connection::open(address);
+        let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        connection.send(request).expect("sent");
+        HELLO.check_response(&connection.response("GET").expect("a response"));
+        assert_eq!(connection.read_to_end().expect("the end"), b"");
+    }),
     ("HTTP/1.0 is served", |address| {
         let mut connection = Connection::open(address);
         connection
             .send("GET / HTTP/1.0\r\nHost: test\r\n\r\n")
             .expect("sent");
-        HELLO.check_answer(&connection.answer("GET").expect("an answer"));
-        assert_eq!(connection.rest().expect("the end"), b"");
+        HELLO.check_response(&connection.response("GET").expect("a response"));
+        assert_eq!(connection.read_to_end().expect("the end"), b"");
     }),
 ];

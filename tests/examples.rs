@@ -1,23 +1,22 @@
-//! What the examples respond, on our server; or in `wasmtime serve`, if `EXAMPLES_HOST` is `wasmtime`, which then
-//! has to be on PATH.
+//! The examples, on this server; or in `wasmtime serve` on PATH, if `EXAMPLES_HOST` is `wasmtime`.
 
 mod harness;
 
-use harness::{Answer, Connection, Guest, Server, TIMEOUT};
+use harness::{Connection, Guest, Response, Server, TIMEOUT};
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-/// An example that is served on a port of its own, until it is dropped.
+/// An example on a port of its own, served until it is dropped.
 struct Example {
     _host: Host,
     address: SocketAddr,
 }
 
 enum Host {
-    Ours { _server: Server },
+    Server { _server: Server },
     Wasmtime(Child),
 }
 
@@ -34,13 +33,13 @@ impl Example {
     fn serve(name: &str, env: &[(&str, &str)]) -> Self {
         let example = Guest::example(name);
         match env::var("EXAMPLES_HOST").as_deref() {
-            Err(_) => Self::serve_on_ours(example, env),
+            Err(_) => Self::serve_on_server(example, env),
             Ok("wasmtime") => Self::serve_on_wasmtime(example, env),
             Ok(host) => panic!("EXAMPLES_HOST={host}: not wasmtime"),
         }
     }
 
-    fn serve_on_ours(example: Guest, env: &[(&str, &str)]) -> Self {
+    fn serve_on_server(example: Guest, env: &[(&str, &str)]) -> Self {
         let names: Vec<_> = env.iter().map(|(name, _)| *name).collect();
         let names = names.join(",");
         let granted = [
@@ -48,10 +47,10 @@ impl Example {
             ("ALLOWED_OUTBOUND_HOSTS", "http://127.0.0.1:*"),
         ];
         let mut server = Server::start(example, &[env, &granted].concat());
-        server.ignore_log();
+        server.discard_log();
         Self {
             address: server.address,
-            _host: Host::Ours { _server: server },
+            _host: Host::Server { _server: server },
         }
     }
 
@@ -88,7 +87,7 @@ impl Example {
         connection.send(head).expect("sent");
         // A host may close once it has responded.
         let _ = connection.send(body);
-        let response = connection.answer("POST").expect("a response");
+        let response = connection.response("POST").expect("a response");
         (response.status, text(response))
     }
 
@@ -99,7 +98,7 @@ impl Example {
     }
 }
 
-fn text(response: Answer) -> String {
+fn text(response: Response) -> String {
     String::from_utf8(response.body).expect("UTF-8")
 }
 
@@ -149,7 +148,7 @@ fn echo_takes_nested_json() {
     );
 }
 
-/// The stream has no end, so that what comes has been sent before it.
+/// The stream has no end, so that events are sent before it.
 #[test]
 fn stream_sends_each_event_as_it_comes() {
     let stream = Example::serve("stream", &[]);
@@ -181,7 +180,7 @@ fn config_greets_as_the_environment_says() {
     assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
 }
 
-/// A port that listens, and the URL of it.
+/// A listener, and its URL.
 fn upstream() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -211,7 +210,7 @@ fn proxy_passes_request_and_response_on() {
     connection
         .send(format!("PUT /a?b=c HTTP/1.1\r\n{fields}\r\n\r\nfour"))
         .expect("sent");
-    let response = connection.answer("PUT").expect("a response");
+    let response = connection.response("PUT").expect("a response");
     assert_eq!(response.status, 418);
     assert_eq!(response.header("x-a"), ["1", "2"]);
     assert_eq!(response.body, b"short");
@@ -227,7 +226,7 @@ fn proxy_passes_request_and_response_on() {
 
 #[test]
 fn proxy_returns_502_when_the_other_service_fails() {
-    // Nobody listens there any more.
+    // The port is closed.
     let (listener, upstream) = upstream();
     drop(listener);
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
@@ -236,7 +235,7 @@ fn proxy_returns_502_when_the_other_service_fails() {
 
 #[test]
 fn proxy_returns_504_when_the_other_service_is_late() {
-    // The system accepts connections that nobody takes.
+    // The system accepts connections, and no service responds.
     let (_listener, upstream) = upstream();
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
     assert_eq!(proxy.get("/"), (504, "Gateway Timeout\n".into()));

@@ -1,44 +1,47 @@
-//! What the server makes of guests that misbehave; the guest is `fixtures/raw.rs`.
+//! Guests that misbehave: `fixtures/raw.rs`.
 
 mod harness;
 
-use harness::{Connection, QUIET, RAW, Server};
+use harness::{Connection, NO_ACCESS_LOG, RAW, Server};
 use rustix::process::Signal;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The server's own lines of the log, from here to its end.
-fn log_to_the_end(server: &mut Server) -> Vec<String> {
+/// Shuts the server down; returns the rest of its log, without lines of guests.
+fn remaining_log(server: &mut Server) -> Vec<String> {
     server.signal(Signal::TERM);
     let mut lines = server.lines_until("shutting down");
     lines.retain(|line| !line.contains(" guest: "));
     lines
 }
 
-/// Long enough for what is to succeed, on a machine with much else to do.
-const SHORT: (&str, &str) = ("GUEST_TIMEOUT", "500ms");
+/// Long enough for requests that are to succeed, on a busy machine.
+const SHORT_TIMEOUT: (&str, &str) = ("GUEST_TIMEOUT", "500ms");
 
-/// Has a guest misbehave while another one works. The client gets `status`, the log one line with
-/// `reason`, the other one its answer, and so does the next.
+/// Checks that a guest that fails on `path` gives its client `status` and the log one line with `reason`, and affects neither a
+/// request that runs at the same time nor the next one.
 #[track_caller]
 fn assert_contained(path: &str, status: u16, reason: &str) {
-    let mut server = Server::start(RAW, &[QUIET, ("GUEST_TIMEOUT", "1s")]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("GUEST_TIMEOUT", "1s")]);
     let mut neighbour = Connection::open(server.address);
     neighbour
         .send("GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
         .expect("sent");
     let mut connection = Connection::open(server.address);
-    let answer = connection.request("GET", path).expect("an answer");
-    assert_eq!(answer.status, status);
-    assert_eq!(answer.header("content-type"), ["text/plain; charset=utf-8"]);
-    let next = connection.request("GET", "/").expect("an answer");
+    let response = connection.request("GET", path).expect("a response");
+    assert_eq!(response.status, status);
+    assert_eq!(
+        response.header("content-type"),
+        ["text/plain; charset=utf-8"]
+    );
+    let next = connection.request("GET", "/").expect("a response");
     assert_eq!(next.body, b"fine");
 
-    let slow = neighbour.rest().expect("a whole answer");
+    let slow = neighbour.read_to_end().expect("a whole response");
     let slow = String::from_utf8(slow).expect("ASCII");
     assert!(slow.starts_with("HTTP/1.1 200 OK\r\n"), "{slow}");
     assert!(slow.ends_with("1\r\nx\r\n0\r\n\r\n"), "{slow}");
-    let log = log_to_the_end(&mut server);
+    let log = remaining_log(&mut server);
     let [line] = &log[..] else {
         panic!("not one line of log: {log:?}");
     };
@@ -53,13 +56,13 @@ fn one_that_traps_gives_500() {
         "the guest trapped: wasm trap: wasm `unreachable`",
     );
     assert_contained("/head-then-trap", 500, "the guest trapped: ");
-    assert_contained("/answer-then-trap", 500, "the guest trapped: ");
+    assert_contained("/respond-then-trap", 500, "the guest trapped: ");
 }
 
 #[test]
 fn one_that_eats_memory_or_stack_gives_500() {
     assert_contained("/memory", 500, "the guest trapped: ");
-    // Its stack is at the begin of its memory.
+    // The stack is at the start of the memory.
     assert_contained(
         "/stack",
         500,
@@ -95,7 +98,7 @@ fn one_that_exits_without_a_word_gives_500() {
 fn one_that_loops_or_waits_for_ever_gives_504() {
     assert_contained("/loop", 504, "the guest took too long");
     assert_contained("/wait", 504, "the guest took too long");
-    assert_contained("/answer-then-loop", 504, "the guest took too long");
+    assert_contained("/respond-then-loop", 504, "the guest took too long");
 }
 
 #[test]
@@ -110,10 +113,10 @@ fn one_whose_content_length_lies_gives_502() {
     assert_contained("/long", 502, "the guest's answer is malformed: ");
 }
 
-/// A guest has no directories, and no sockets but errors of them. The log has a line for each guest that asked.
+/// A guest has no directories, and each socket call returns an error. The log has a line for each guest that called one.
 #[test]
 fn files_and_sockets_return_errors() {
-    let mut server = Server::start(RAW, &[QUIET]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     let mut get = |path| {
         let response = connection.request("GET", path).expect("a response");
@@ -130,7 +133,7 @@ fn files_and_sockets_return_errors() {
             );
         }
     }
-    let log = log_to_the_end(&mut server);
+    let log = remaining_log(&mut server);
     assert_eq!(log.len(), 2, "{log:?}");
     for line in log {
         assert!(
@@ -170,41 +173,41 @@ fn guest_sees_the_variables_that_it_was_granted() {
 
 #[test]
 fn one_sees_neither_environment_nor_arguments() {
-    let server = Server::start(RAW, &[QUIET]);
-    let answer = Connection::open(server.address).request("GET", "/environment");
-    assert_eq!(answer.expect("an answer").body, b"0");
+    let server = Server::start(RAW, &[NO_ACCESS_LOG]);
+    let response = Connection::open(server.address).request("GET", "/environment");
+    assert_eq!(response.expect("a response").body, b"0");
 }
 
 #[test]
 fn one_that_waits_after_its_answer_costs_the_client_nothing() {
-    let mut server = Server::start(RAW, &[QUIET, SHORT]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
     connection
-        .send("GET /answer-then-wait HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .send("GET /respond-then-wait HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
         .expect("sent");
-    let answer = connection.rest().expect("a whole answer");
-    assert!(answer.ends_with(b"\r\n\r\n4\r\nfine\r\n0\r\n\r\n"));
+    let response = connection.read_to_end().expect("a whole response");
+    assert!(response.ends_with(b"\r\n\r\n4\r\nfine\r\n0\r\n\r\n"));
     let line = server.line();
     assert!(
         line.ends_with("after the response started: the guest took too long"),
         "{line}"
     );
     let next = Connection::open(server.address).request("GET", "/");
-    assert_eq!(next.expect("an answer").body, b"fine");
+    assert_eq!(next.expect("a response").body, b"fine");
 }
 
 #[test]
 fn not_modified_is_passed_on() {
-    let mut server = Server::start(RAW, &[QUIET]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     for path in ["/not-modified", "/not-modified-then-wait"] {
         connection.send_request("GET", path).expect("sent");
-        let response = connection.answer("HEAD").expect("a response");
+        let response = connection.response("HEAD").expect("a response");
         assert_eq!(response.status, 304, "{path}");
         let next = connection.request("GET", "/").expect("a response");
         assert_eq!(next.body, b"fine", "{path}");
     }
-    // The guest went on.
+    // The guest continues after its response.
     assert!(server.line().ends_with(" guest: done"));
 }
 
@@ -224,14 +227,14 @@ fn half_an_answer_never_looks_like_a_whole_one() {
             "after the response started: the guest took too long",
         ),
     ] {
-        let mut server = Server::start(RAW, &[QUIET, SHORT]);
+        let mut server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
         let mut connection = Connection::open(server.address);
         connection.send_request("GET", path).expect("sent");
-        let answer = connection.rest().expect("the end");
-        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
+        let response = connection.read_to_end().expect("the end");
+        assert!(response.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
         // The end of a chunked body (RFC 9112, section 7.1) is missing.
-        assert!(!answer.ends_with(b"0\r\n\r\n"), "{path}");
-        let log = log_to_the_end(&mut server);
+        assert!(!response.ends_with(b"0\r\n\r\n"), "{path}");
+        let log = remaining_log(&mut server);
         assert!(
             matches!(&log[..], [line] if line.contains(reason)),
             "{log:?}"
@@ -239,25 +242,25 @@ fn half_an_answer_never_looks_like_a_whole_one() {
     }
 }
 
-/// What `/count` answers to each of so many requests in a row.
+/// The responses of `/count` to so many requests in a row.
 fn counts(connection: &mut Connection, requests: usize) -> Vec<String> {
     let mut count = || {
-        let answer = connection.request("GET", "/count").expect("an answer");
-        String::from_utf8(answer.body).expect("a number")
+        let response = connection.request("GET", "/count").expect("a response");
+        String::from_utf8(response.body).expect("a number")
     };
     (0..requests).map(|_| count()).collect()
 }
 
 #[test]
 fn every_request_gets_a_fresh_one() {
-    let server = Server::start(RAW, &[QUIET]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     assert_eq!(counts(&mut connection, 3), ["1", "1", "1"]);
 }
 
 #[test]
 fn one_may_serve_a_number_of_requests() {
-    let server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "3")]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "3")]);
     let mut connection = Connection::open(server.address);
     assert_eq!(
         counts(&mut connection, 7),
@@ -267,7 +270,7 @@ fn one_may_serve_a_number_of_requests() {
 
 #[test]
 fn one_that_failed_never_serves_again() {
-    let env = [QUIET, SHORT, ("REQUESTS_PER_SANDBOX", "9")];
+    let env = [NO_ACCESS_LOG, SHORT_TIMEOUT, ("REQUESTS_PER_SANDBOX", "9")];
     let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     for (path, status) in [
@@ -278,31 +281,39 @@ fn one_that_failed_never_serves_again() {
         ("/stack", 500),
     ] {
         assert_eq!(counts(&mut connection, 2), ["1", "2"]);
-        let answer = connection.request("GET", path).expect("an answer");
-        assert_eq!(answer.status, status);
+        let response = connection.request("GET", path).expect("a response");
+        assert_eq!(response.status, status);
     }
     assert_eq!(counts(&mut connection, 1), ["1"]);
 }
 
 #[test]
 fn a_client_that_goes_ends_its_guest() {
-    let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
+    let env = [
+        NO_ACCESS_LOG,
+        ("MAX_REQUESTS", "1"),
+        ("GUEST_TIMEOUT", "1h"),
+    ];
     let mut server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/wait").expect("sent");
     server.lines_until("guest: waiting");
     let status = || {
         let probe = Connection::open(server.address).request("GET", "/");
-        probe.expect("an answer").status
+        probe.expect("a response").status
     };
     assert_eq!(status(), 503);
     drop(connection);
-    harness::await_that("the guest is gone", || status() == 200);
+    harness::wait_until("the guest has ended", || status() == 200);
 }
 
 #[test]
 fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
-    let env = [QUIET, ("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")];
+    let env = [
+        NO_ACCESS_LOG,
+        ("MAX_REQUESTS", "1"),
+        ("GUEST_TIMEOUT", "1h"),
+    ];
     let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     connection
@@ -310,53 +321,53 @@ fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
         .expect("sent");
     connection.read_until(b"half\r\n").expect("half a response");
     drop(connection);
-    harness::await_that("the guest is gone", || {
+    harness::wait_until("the guest has ended", || {
         let next = Connection::open(server.address).request("GET", "/");
         next.expect("a response").status == 200
     });
 }
 
-/// It is thrown away before it has no handles left for a request.
+/// A guest is dropped before it has no handles left for a request.
 #[test]
 fn one_that_keeps_a_handle_of_each_request_fails_none() {
-    let server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "1000000")]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "1000000")]);
     let mut connection = Connection::open(server.address);
-    let mut most = 0;
+    let mut max = 0;
     for _ in 0..2000 {
-        let answer = connection
+        let response = connection
             .request("GET", "/keep-a-handle")
-            .expect("an answer");
-        assert_eq!(answer.status, 200);
-        let count = String::from_utf8(answer.body).expect("ASCII");
-        most = most.max(count.parse().expect("a number"));
+            .expect("a response");
+        assert_eq!(response.status, 200);
+        let count = String::from_utf8(response.body).expect("ASCII");
+        max = max.max(count.parse().expect("a number"));
     }
-    assert!((100..1024).contains(&most), "{most}");
+    assert!((100..1024).contains(&max), "{max}");
 }
 
-/// A guest that has only looked whether there is more of the request's body does not wait for its client.
+/// A guest that has polled the request's body without waiting for it does not wait for its client.
 #[test]
 fn one_that_waits_for_something_else_than_its_client_gives_504() {
-    let server = Server::start(RAW, &[QUIET, SHORT]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
     let head = "POST /peek-and-wait HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
-    let begun = Instant::now();
+    let started = Instant::now();
     connection.send(head).expect("sent");
-    let answer = connection.answer("POST").expect("an answer");
-    assert_eq!(answer.status, 504);
+    let response = connection.response("POST").expect("a response");
+    assert_eq!(response.status, 504);
     // Not after BODY_TIMEOUT, which is 10 s.
     assert!(
-        begun.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(5),
         "{:?}",
-        begun.elapsed()
+        started.elapsed()
     );
 }
 
-/// Empty writes fill no buffer, and are no sign of life.
+/// Empty writes fill no buffer and do not count as progress.
 #[test]
 fn one_that_writes_nothing_for_long_is_ended_and_takes_no_memory() {
-    let mut server = Server::start(RAW, &[QUIET, SHORT]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
-    let before = server.resident();
+    let before = server.resident_memory();
     connection
         .send_request("GET", "/empty-writes")
         .expect("sent");
@@ -365,67 +376,70 @@ fn one_that_writes_nothing_for_long_is_ended_and_takes_no_memory() {
         line.ends_with("after the response started: the guest took too long"),
         "{line}"
     );
-    let grown = server.resident().saturating_sub(before) >> 20;
+    let grown = server.resident_memory().saturating_sub(before) >> 20;
     assert!(grown < 20, "{grown} MiB more");
 }
 
 #[test]
 fn memory_that_one_asks_for_and_may_not_have_is_left_for_others() {
-    let mut server = Server::start(RAW, &[QUIET]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     connection
         .send_request("GET", "/grow-too-far")
         .expect("sent");
     server.lines_until("guest: waiting");
     let mut other = Connection::open(server.address);
-    let taken = other.request("GET", "/take-30-mib").expect("an answer");
+    let taken = other.request("GET", "/take-30-mib").expect("a response");
     assert_eq!(taken.body, b"taken");
-    assert_eq!(connection.answer("GET").expect("an answer").body, b"true");
+    assert_eq!(
+        connection.response("GET").expect("a response").body,
+        b"true"
+    );
 }
 
-/// Where the host has run out of memory for what it holds for a guest, nothing that the next request sees has changed.
+/// The next request sees nothing of memory that the host could not get for a guest.
 #[test]
 fn one_that_was_refused_memory_never_serves_again() {
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         ("REQUESTS_PER_SANDBOX", "100"),
         ("GUEST_MEMORY_TOTAL", "8MiB"),
     ];
     let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
     assert_eq!(counts(&mut connection, 2), ["1", "2"]);
-    let answer = connection
+    let response = connection
         .request("GET", "/take-handles-and-drop")
-        .expect("an answer");
-    assert_eq!(answer.status, 200);
-    assert_ne!(answer.body, b"900", "it got all that it asked for");
+        .expect("a response");
+    assert_eq!(response.status, 200);
+    assert_ne!(response.body, b"900", "no allocation was refused");
     assert_eq!(counts(&mut connection, 2), ["1", "2"]);
 }
 
 #[test]
 fn what_it_prints_is_logged_line_by_line() {
-    let mut server = Server::start(RAW, &[QUIET]);
-    let answer = Connection::open(server.address).request("GET", "/log");
-    assert_eq!(answer.expect("an answer").status, 200);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
+    let response = Connection::open(server.address).request("GET", "/log");
+    assert_eq!(response.expect("a response").status, 200);
     assert!(server.line().ends_with(" guest: a line"));
     assert!(server.line().ends_with(r" guest: forged \u{1b}[31mline"));
 }
 
 #[test]
 fn a_silent_upload_ends() {
-    let server = Server::start(RAW, &[QUIET, ("BODY_TIMEOUT", "100ms")]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("BODY_TIMEOUT", "100ms")]);
     let mut connection = Connection::open(server.address);
     connection
         .send("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf")
         .expect("sent");
-    let answer = connection.rest().expect("an answer, and the end");
-    let answer = String::from_utf8(answer).expect("ASCII");
-    assert!(answer.contains("connection read timeout"), "{answer}");
+    let response = connection.read_to_end().expect("an response, and the end");
+    let response = String::from_utf8(response).expect("ASCII");
+    assert!(response.contains("connection read timeout"), "{response}");
 }
 
 #[test]
 fn nothing_leaks() {
-    /// In all; a failure that takes time comes less often.
+    /// Requests in all. Failures that take time are less frequent.
     const ROUNDS: usize = 10_000;
     const CLIENTS: usize = 8;
     const KINDS: [(&str, &[u16]); 10] = [
@@ -440,14 +454,14 @@ fn nothing_leaks() {
         ("/outbound", &[200]),
         ("/head-then-trap", &[500]),
     ];
-    /// One that eats memory may run out of time first.
+    /// A guest that allocates memory may time out first.
     const SLOW: [(&str, &[u16]); 3] = [
         ("/memory", &[500, 504]),
         ("/loop", &[504]),
         ("/wait", &[504]),
     ];
-    // As many sandboxes as clients, so that each has had its share of memory when it is measured.
-    let env = [QUIET, SHORT, ("MAX_REQUESTS", "8")];
+    // As many sandboxes as clients, so that each has been used before memory is measured.
+    let env = [NO_ACCESS_LOG, SHORT_TIMEOUT, ("MAX_REQUESTS", "8")];
     let mut server = Server::start(RAW, &env);
     let address = server.address;
     let rounds = |rounds: usize| {
@@ -460,19 +474,19 @@ fn nothing_leaks() {
                             0 => SLOW[(round / 250 + client) % SLOW.len()],
                             _ => KINDS[(round + client) % KINDS.len()],
                         };
-                        let answer = connection.request("GET", path).expect("an answer");
-                        assert!(expected.contains(&answer.status), "{path}: {answer:?}");
+                        let response = connection.request("GET", path).expect("a response");
+                        assert!(expected.contains(&response.status), "{path}: {response:?}");
                     }
                 });
             }
         });
     };
-    server.ignore_log();
+    server.discard_log();
     rounds(ROUNDS / 2);
-    let (memory, files) = (server.resident(), server.files());
+    let (memory, files) = (server.resident_memory(), server.open_fds());
     rounds(ROUNDS / 2);
-    harness::await_that("every connection is closed", || server.files() <= files);
-    let grown = server.resident().saturating_sub(memory) >> 10;
+    harness::wait_until("every connection is closed", || server.open_fds() <= files);
+    let grown = server.resident_memory().saturating_sub(memory) >> 10;
     println!("{} KiB, then {grown} KiB more", memory >> 10);
     assert!(
         grown <= 2048,

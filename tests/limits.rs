@@ -1,22 +1,23 @@
-//! What the limits hold at their defaults, on one core and in 512 MB: with guests that take all that they get, and with as
-//! many clients as may come. In a container with the limits of `compose.yaml`, `SERVER` says so.
+//! The limits at their defaults, on one core and in 512 MB, with guests that use all that they may and as many clients as may
+//! connect. CI runs them in a container with the limits of `compose.yaml` (see `SERVER`).
 //!
-//! Tests that load the machine or measure it run one at a time, by `alone`; those that only wait run beside them.
+//! Tests that load the machine or measure it are serialized. Tests that only wait run at the same time.
 
 mod harness;
 
-use harness::http2::{frame, http2_head, http2_without_window};
-use harness::{
-    Connection, RAW, Server, allow_files, alone, await_that, established, p99_of_a_client,
+use harness::frames::{
+    CANCEL, CONTINUATION, DATA, END, END_HEADERS, GET_ROOT, HEADERS, METHOD_GET, METHOD_POST,
+    RST_STREAM, frame, http2_head, http2_without_window,
 };
+use harness::{Connection, RAW, Server, established, raise_fd_limit, serialize_tests, wait_until};
 use rustix::process::Signal;
 use std::env;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The most memory that the server takes. What is left of the 512 MB of compose.yaml is for the rest of the container. Outside
-/// of one, a debug build takes more for more connections.
+/// The limit of the server's memory. The rest of the 512 MB of compose.yaml is for the rest of the container. Outside of one, a
+/// debug build takes more for more connections.
 fn max_memory(server: &Server) -> u64 {
     match server.is_contained() {
         true => 400 << 20,
@@ -24,33 +25,48 @@ fn max_memory(server: &Server) -> u64 {
     }
 }
 
-/// A healthy client waits no longer for a response (p99).
+/// The limit of a healthy client's wait for a response (p99).
 const MAX_P99: Duration = Duration::from_millis(50);
 
-/// Checks that a client on a new connection is served in time, and never rejected. Other work on the machine can make a
-/// round slow.
+/// The 99th percentile of the time that a client waits for a response.
+fn client_p99(address: SocketAddr) -> Duration {
+    let mut client = Connection::open(address);
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let started = Instant::now();
+            let response = client.request("GET", "/").expect("a response");
+            assert_eq!(response.body, b"fine");
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[197]
+}
+
+/// Checks that a client on a new connection is served in time, and never rejected. One of three rounds counts, because other work
+/// on the machine can make one slow.
 #[track_caller]
 fn assert_served(address: SocketAddr) {
-    let p99 = (0..3).map(|_| p99_of_a_client(address)).min();
+    let p99 = (0..3).map(|_| client_p99(address)).min();
     println!("p99 of a healthy client: {p99:?}");
     assert!(p99 < Some(MAX_P99), "{p99:?}");
 }
 
 #[test]
 fn computing_guest_leaves_others_their_turn_and_ends_in_time() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     let server = Server::on_one_core(RAW);
     const LIMIT: Duration = Duration::from_secs(5);
     let round = || {
         let mut looping = Connection::open(server.address);
-        let begun = Instant::now();
+        let started = Instant::now();
         looping.send_request("GET", "/loop").expect("sent");
-        let p99 = p99_of_a_client(server.address);
+        let p99 = client_p99(server.address);
         // Otherwise the guest had ended before the others were served.
-        let is_beside = begun.elapsed() < LIMIT;
-        let response = looping.answer("GET").expect("a response");
+        let is_beside = started.elapsed() < LIMIT;
+        let response = looping.response("GET").expect("a response");
         assert_eq!(response.status, 504);
-        let took = begun.elapsed();
+        let took = started.elapsed();
         assert!(
             (LIMIT..LIMIT + Duration::from_secs(2)).contains(&took),
             "{took:?}"
@@ -58,18 +74,18 @@ fn computing_guest_leaves_others_their_turn_and_ends_in_time() {
         println!("p99 of a healthy client: {p99:?}, is beside: {is_beside}");
         is_beside && p99 < MAX_P99
     };
-    // Other work on the machine can make a round slow.
+    // As other work on the machine can make a round slow.
     assert!((0..3).any(|_| round()));
 }
 
-/// Sends a request over as many connections at once; returns the responses' bodies, or their status if it is not 200.
-fn at_once(address: SocketAddr, path: &str, clients: usize) -> Vec<String> {
+/// Sends a request over each of so many connections at once; returns the responses' bodies, or their statuses if not 200.
+fn concurrent_requests(address: SocketAddr, path: &str, clients: usize) -> Vec<String> {
     let mut connections: Vec<_> = (0..clients).map(|_| Connection::open(address)).collect();
     for connection in &mut connections {
         connection.send_request("GET", path).expect("sent");
     }
     let response = |mut connection: Connection| {
-        let response = connection.answer("GET").expect("a response");
+        let response = connection.response("GET").expect("a response");
         if response.status == 503 {
             assert_eq!(response.header("retry-after"), ["1"]);
         }
@@ -83,49 +99,49 @@ fn at_once(address: SocketAddr, path: &str, clients: usize) -> Vec<String> {
 
 #[test]
 fn guests_share_their_memory() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     let server = Server::on_one_core(RAW);
     for _ in 0..2 {
-        let (responses, most) = thread::scope(|scope| {
-            let responses = scope.spawn(|| at_once(server.address, "/take-30-mib", 40));
-            let mut most = 0;
+        let (responses, max) = thread::scope(|scope| {
+            let responses = scope.spawn(|| concurrent_requests(server.address, "/take-30-mib", 40));
+            let mut max = 0;
             while !responses.is_finished() {
-                most = most.max(server.memory());
+                max = max.max(server.memory());
                 thread::sleep(Duration::from_millis(50));
             }
-            (responses.join().expect("responses"), most)
+            (responses.join().expect("responses"), max)
         });
         let count = |of: &str| responses.iter().filter(|it| *it == of).count();
         // 8 × 30 MiB and what all start with are less than 256 MiB, 9 are more.
         let (taken, none, rejected) = (count("taken"), count("none left"), count("503"));
         println!(
             "{taken} took 30 MiB, {none} found none, {rejected} did not start; {} MiB",
-            most >> 20
+            max >> 20
         );
         assert!((6..=8).contains(&taken), "{responses:?}");
         assert_eq!(taken + none + rejected, 40, "{responses:?}");
-        assert!(most < max_memory(&server), "{most}");
+        assert!(max < max_memory(&server), "{max}");
     }
-    // All of it is given back.
+    // All of it is released.
     assert_served(server.address);
 }
 
 #[test]
 fn what_the_host_holds_for_guests_is_bounded() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     for path in ["/take-fields", "/take-handles"] {
         let server = Server::on_one_core(RAW);
-        let (responses, most) = thread::scope(|scope| {
-            let responses = scope.spawn(|| at_once(server.address, path, 60));
-            let mut most = 0;
+        let (responses, max) = thread::scope(|scope| {
+            let responses = scope.spawn(|| concurrent_requests(server.address, path, 60));
+            let mut max = 0;
             while !responses.is_finished() {
-                most = most.max(server.memory());
+                max = max.max(server.memory());
                 thread::sleep(Duration::from_millis(20));
             }
-            (responses.join().expect("responses"), most)
+            (responses.join().expect("responses"), max)
         });
-        println!("{path}: {responses:?}; {} MiB", most >> 20);
-        assert!(most < max_memory(&server), "{path}: {most}");
+        println!("{path}: {responses:?}; {} MiB", max >> 20);
+        assert!(max < max_memory(&server), "{path}: {max}");
         assert_served(server.address);
     }
 }
@@ -135,27 +151,27 @@ fn lawful_request_ends_in_a_drain() {
     let mut server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/4s").expect("sent");
-    // It is under way when another is.
+    // The server has the request when it has served a later one.
     Connection::open(server.address)
         .request("GET", "/")
         .expect("a response");
     server.signal(Signal::TERM);
-    let response = connection.answer("GET").expect("a response");
+    let response = connection.response("GET").expect("a response");
     assert_eq!(response.body, b"fine");
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
 fn event_stream_that_says_something_in_time_has_no_end() {
     let server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
-    let begun = Instant::now();
+    let started = Instant::now();
     let response = connection.request("GET", "/every-2s").expect("a response");
     assert_eq!(response.body, b"xxxx");
-    assert!(begun.elapsed() > Duration::from_secs(6));
+    assert!(started.elapsed() > Duration::from_secs(6));
 }
 
-/// A client that sends or takes at least 1 KiB in each timeout, for longer than a guest may take.
+/// The clients send or read at least 1 KiB in each timeout, for longer than `GUEST_TIMEOUT`.
 #[test]
 fn steady_client_may_take_longer_than_a_guest() {
     let server = Server::on_one_core(RAW);
@@ -172,16 +188,16 @@ fn steady_client_may_take_longer_than_a_guest() {
                 thread::sleep(Duration::from_millis(250));
                 connection.send(&piece).expect("sent");
             }
-            let response = connection.answer("POST").expect("a response");
+            let response = connection.response("POST").expect("a response");
             assert_eq!(response.body, length.to_string().as_bytes());
         });
-        // One that takes its time for a response has the whole time for the head of the next request after it.
+        // HEADER_TIMEOUT of the next request starts only after the response.
         scope.spawn(|| {
-            let mut connection = Connection::open_narrow(server.address);
+            let mut connection = Connection::open_with_small_buffer(server.address);
             let post = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nfour";
             let get = "GET /60k HTTP/1.1\r\nHost: test\r\n\r\n";
             connection.send(format!("{get}{post}")).expect("sent");
-            // For longer than HEADER_TIMEOUT.
+            // Longer than HEADER_TIMEOUT.
             for _ in 0..24 {
                 connection.read_some(1 << 10).expect("a piece");
                 thread::sleep(Duration::from_millis(500));
@@ -205,7 +221,7 @@ fn steady_client_may_take_longer_than_a_guest() {
     });
 }
 
-/// A client that sends or takes less than 1 KiB in each timeout, though never nothing.
+/// The client sends less than 1 KiB in each timeout, but never stops.
 #[test]
 fn dripping_client_is_cut() {
     let server = Server::on_one_core(RAW);
@@ -215,28 +231,31 @@ fn dripping_client_is_cut() {
     for begin in [head(1000), head(100_000) + &"x".repeat(70_000)] {
         let mut connection = Connection::open(server.address);
         connection.send(&begin).expect("sent");
-        let begun = Instant::now();
+        let started = Instant::now();
         // Until the server closes the connection.
         while connection.send("x").is_ok() && connection.is_open() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "it stays");
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "the connection stays open"
+            );
             thread::sleep(Duration::from_millis(200));
         }
         assert!(
-            begun.elapsed() > Duration::from_secs(9),
+            started.elapsed() > Duration::from_secs(9),
             "{:?}",
-            begun.elapsed()
+            started.elapsed()
         );
     }
 }
 
-/// Clients that take less than 1 KiB in each `WRITE_TIMEOUT`, or nothing of one of several responses.
+/// The clients read less than 1 KiB in each `WRITE_TIMEOUT`, or nothing of one of several responses.
 #[test]
 fn client_that_does_not_take_its_response_is_cut() {
     let server = Server::on_one_core(RAW);
     let address = server.address;
-    let begun = Instant::now();
+    let started = Instant::now();
     let is_cut = || {
-        let took = begun.elapsed();
+        let took = started.elapsed();
         assert!(
             (Duration::from_secs(29)..Duration::from_secs(45)).contains(&took),
             "{took:?}"
@@ -245,10 +264,13 @@ fn client_that_does_not_take_its_response_is_cut() {
     thread::scope(|scope| {
         for bytes in [0, 1] {
             scope.spawn(move || {
-                let mut connection = Connection::open_narrow(address);
+                let mut connection = Connection::open_with_small_buffer(address);
                 connection.send_request("GET", "/large").expect("sent");
-                while established(address).contains(&connection.port()) {
-                    assert!(begun.elapsed() < Duration::from_secs(60), "it stays");
+                while established(address).contains(&connection.local_port()) {
+                    assert!(
+                        started.elapsed() < Duration::from_secs(60),
+                        "the connection stays open"
+                    );
                     thread::sleep(Duration::from_millis(500));
                     connection.read_some(bytes).expect("a byte");
                 }
@@ -260,13 +282,16 @@ fn client_that_does_not_take_its_response_is_cut() {
             let mut connection = Connection::open(address);
             connection.send(http2_without_window(1)).expect("sent");
             for stream in 1.. {
-                if !established(address).contains(&connection.port()) {
+                if !established(address).contains(&connection.local_port()) {
                     break;
                 }
-                assert!(begun.elapsed() < Duration::from_secs(60), "it stays");
+                assert!(
+                    started.elapsed() < Duration::from_secs(60),
+                    "the connection stays open"
+                );
                 let stream = 1 + 2 * stream;
-                let head = frame(1, 5, stream, b"\x82\x86\x84\x41\x04test");
-                let reset = frame(3, 0, stream, &8_u32.to_be_bytes());
+                let head = frame(HEADERS, END, stream, GET_ROOT);
+                let reset = frame(RST_STREAM, 0, stream, CANCEL);
                 // Fails when the connection is closed.
                 let _ = connection.send([head, reset].concat());
                 thread::sleep(Duration::from_millis(400));
@@ -276,7 +301,7 @@ fn client_that_does_not_take_its_response_is_cut() {
     });
 }
 
-/// What slow clients of each kind send, over each protocol.
+/// The bytes that each kind of slow client sends, by protocol.
 fn slow_clients() -> [Vec<Vec<u8>>; 2] {
     let post = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length";
     let http1 = [
@@ -298,10 +323,10 @@ fn slow_clients() -> [Vec<Vec<u8>>; 2] {
 
 #[test]
 fn slow_clients_hold_no_sandbox_that_others_need() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     const EACH: usize = 1500;
     for kinds in slow_clients() {
-        allow_files((kinds.len() * EACH) as u64);
+        raise_fd_limit((kinds.len() * EACH) as u64);
         let server = Server::on_one_core(RAW);
         let address = server.address;
         let _slow: Vec<_> = (0..kinds.len() * EACH)
@@ -312,35 +337,35 @@ fn slow_clients_hold_no_sandbox_that_others_need() {
                 connection
             })
             .collect();
-        await_that("the server has dealt with them", || {
+        wait_until("the server has read them", || {
             let mut client = Connection::open(address);
-            let begun = Instant::now();
+            let started = Instant::now();
             client.request("GET", "/").expect("a response");
-            begun.elapsed() < MAX_P99
+            started.elapsed() < MAX_P99
         });
         assert_served(address);
         println!("{} MiB", server.memory() >> 20);
     }
 }
 
-/// The same with a request for this path.
+/// A preface by which streams have a window of no bytes, and a request for this path.
 fn http2_without_window_get(path: &str) -> Vec<u8> {
     [
         http2_without_window(0),
-        frame(1, 5, 1, &http2_head(0x82, path)),
+        frame(HEADERS, END, 1, &http2_head(METHOD_GET, path)),
     ]
     .concat()
 }
 
-/// The begin of an HTTP/2 connection that sends so many bytes of a body, and not its end.
+/// A connection that sends so many bytes of a body, and not its end.
 fn http2_upload(bytes: usize) -> Vec<u8> {
     let mut upload = [
         http2_without_window(0),
-        frame(1, 4, 1, &http2_head(0x83, "/body")),
+        frame(HEADERS, END_HEADERS, 1, &http2_head(METHOD_POST, "/body")),
     ]
     .concat();
     for piece in vec![b'x'; bytes].chunks(1 << 14) {
-        upload.extend(frame(0, 0, 1, piece));
+        upload.extend(frame(DATA, 0, 1, piece));
     }
     upload
 }
@@ -348,16 +373,16 @@ fn http2_upload(bytes: usize) -> Vec<u8> {
 /// Half a head of 31 KB over HTTP/2: the rest of the frames is missing.
 fn http2_half_head() -> Vec<u8> {
     let value = [&b"\x00\x01x\x7f\x81\xf1\x01"[..], &[b'x'; 16_000]].concat();
-    let head = [b"\x82\x86\x84\x41\x04test", &value[..]].concat();
+    let head = [GET_ROOT, &value[..]].concat();
     [
         http2_without_window(0),
-        frame(1, 0, 1, &head),
-        frame(9, 0, 1, &[b'x'; 15_000]),
+        frame(HEADERS, 0, 1, &head),
+        frame(CONTINUATION, 0, 1, &[b'x'; 15_000]),
     ]
     .concat()
 }
 
-/// What clients of each kind send, who then neither go on nor read.
+/// The bytes that each kind of client sends, which then neither sends nor reads.
 fn worst_clients() -> Vec<Vec<u8>> {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
     let post = |length: usize, sent: usize| {
@@ -385,44 +410,44 @@ fn worst_clients() -> Vec<Vec<u8>> {
     ]
 }
 
-/// All connections but 16 are those of such clients, who come back when they are cut, for WORST_SECONDS.
+/// All connections but 16 are those of such clients, which reconnect when they are closed, for WORST_SECONDS.
 #[test]
 fn healthy_client_is_served_beside_the_worst_that_may_be_open() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     let seconds = env::var("WORST_SECONDS").map_or(10, |text| text.parse().expect("seconds"));
     let server = Server::on_one_core(RAW);
     let (_, connections) = server
-        .start_up_line
+        .startup_line
         .split_once("MAX_CONNECTIONS=")
         .expect("sizes");
     let connections = connections
         .split_once(',')
         .and_then(|(it, _)| it.parse::<usize>().ok());
     let connections = connections.expect("a number") - 16;
-    allow_files(connections as u64);
+    raise_fd_limit(connections as u64);
     let address = server.address;
-    // The first request opens what all share.
+    // The first request opens the descriptors that all requests share.
     assert_served(address);
-    let own_files = server.files();
+    let own_fds = server.open_fds();
     let kinds = worst_clients();
     let open = |n: usize| {
-        let mut connection = Connection::open_narrow(address);
+        let mut connection = Connection::open_with_small_buffer(address);
         let bytes = &kinds[n % kinds.len()];
         let sent = connection.send_some(bytes).unwrap_or(bytes.len());
         (connection, &bytes[sent..])
     };
     let mut clients: Vec<_> = (0..connections).map(open).collect();
-    let begun = Instant::now();
-    let (mut most, mut again) = (0, 0);
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    let started = Instant::now();
+    let (mut max, mut reopened) = (0, 0);
+    while started.elapsed() < Duration::from_secs(seconds) {
         let established = established(address);
-        // The server may be about to close some that are gone for the client.
-        let mut room = (own_files + connections).saturating_sub(server.files());
+        // The server may be about to close some that the client has lost.
+        let mut room = (own_fds + connections).saturating_sub(server.open_fds());
         for (n, client) in clients.iter_mut().enumerate() {
-            if !established.contains(&client.0.port()) {
+            if !established.contains(&client.0.local_port()) {
                 if room > 0 {
                     *client = open(n);
-                    again += 1;
+                    reopened += 1;
                     room -= 1;
                 }
             } else if !client.1.is_empty() {
@@ -433,12 +458,12 @@ fn healthy_client_is_served_beside_the_worst_that_may_be_open() {
         let mut client = Connection::open(address);
         let response = client.request("GET", "/").expect("a response");
         let text = String::from_utf8_lossy(&response.body).into_owned();
-        assert_eq!(text, "fine", "after {:?}", begun.elapsed());
-        most = most.max(server.memory());
+        assert_eq!(text, "fine", "after {:?}", started.elapsed());
+        max = max.max(server.memory());
     }
     println!(
-        "{} MiB for {connections} connections, {again} of them opened again",
-        most >> 20
+        "{} MiB for {connections} connections, {reopened} of them reopened",
+        max >> 20
     );
-    assert!(most < max_memory(&server), "{most}");
+    assert!(max < max_memory(&server), "{max}");
 }

@@ -1,9 +1,9 @@
-//! The log: its lines, in both formats, and where they say that a request comes from.
+//! The log: its lines in both formats, traces, and the address of the client.
 
 mod harness;
 
 use harness::http2::Http2;
-use harness::{Answer, Connection, QUIET, RAW, Server, WASI};
+use harness::{Connection, NO_ACCESS_LOG, RAW, Response, Server, WASI};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::io;
@@ -11,16 +11,16 @@ use std::io;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
 
-fn get(server: &Server, target: &str) -> io::Result<Answer> {
+fn get(server: &Server, target: &str) -> io::Result<Response> {
     Connection::open(server.address).request("GET", target)
 }
 
 /// Sends a request with these fields.
-fn get_with(server: &Server, path: &str, fields: &str) -> Answer {
+fn get_with(server: &Server, path: &str, fields: &str) -> Response {
     let mut connection = Connection::open(server.address);
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
     connection.send(request).expect("sent");
-    connection.answer("GET").expect("a response")
+    connection.response("GET").expect("a response")
 }
 
 fn json(server: &mut Server) -> Value {
@@ -31,7 +31,7 @@ fn json(server: &mut Server) -> Value {
 #[test]
 fn the_log_has_a_line_for_each_request() {
     let mut server = Server::start(WASI, &[]);
-    get(&server, "/health?secret=1").expect("an answer");
+    get(&server, "/health?secret=1").expect("a response");
     let line = server.line();
     let fields: Vec<_> = line.split(' ').collect();
     let [time, "INFO", peer, "GET", "/health", "200", "2B", took] = fields[..] else {
@@ -49,7 +49,7 @@ fn the_log_has_a_line_for_each_request() {
 #[test]
 fn the_log_can_be_json() {
     let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
-    get(&server, "/%22?x").expect("an answer");
+    get(&server, "/%22?x").expect("a response");
     let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
     assert!(line["timestamp"].is_string() && line["duration_us"].is_u64());
     assert_eq!(line["severity_text"], "INFO");
@@ -72,7 +72,7 @@ fn the_log_can_be_json() {
 #[test]
 fn the_access_log_can_be_off() {
     let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
-    get(&server, "/").expect("an answer");
+    get(&server, "/").expect("a response");
     server.signal(Signal::TERM);
     let line = server.line();
     assert!(line.contains("shutting down"), "{line}");
@@ -82,7 +82,7 @@ fn the_access_log_can_be_off() {
 fn no_request_can_write_control_characters_to_the_log() {
     let mut server = Server::start(WASI, &[]);
     let mut sent = 0;
-    // Those that the server itself refuses have a line, too.
+    // Requests that the server itself rejects are logged, too.
     for byte in (0..=0x1f)
         .chain(0x7f..=0xff)
         .filter(|byte| !b"\r\n".contains(byte))
@@ -90,11 +90,11 @@ fn no_request_can_write_control_characters_to_the_log() {
         let mut connection = Connection::open(server.address);
         let request = [b"GET /x", &[byte][..], b"y HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
         connection.send(request).expect("sent");
-        let status = connection.answer("GET").expect("an answer").status;
+        let status = connection.response("GET").expect("a response").status;
         assert!([400, 404].contains(&status), "{status}");
         sent += 1;
     }
-    get(&server, "/end").expect("an answer");
+    get(&server, "/end").expect("a response");
     let mut lines = 0;
     loop {
         let line = server.line();
@@ -120,19 +120,19 @@ fn a_log_that_nobody_reads_does_not_stop_it() {
         assert_eq!(
             connection
                 .request("GET", &target)
-                .expect("an answer")
+                .expect("a response")
                 .status,
             404
         );
     }
-    // Once it is read again, it tells what is missing.
+    // Once it is read again, it has the number of lost lines.
     while !server
         .line()
         .ends_with("lines of log lost: its reader is too slow")
     {}
     server.signal(Signal::TERM);
     while !server.line().contains("shutting down") {}
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
@@ -189,10 +189,10 @@ fn lines_of_a_request_have_its_trace() {
     assert_eq!(json(&mut server)["request_id"], "7b1c");
 }
 
-/// A guest that serves another request writes lines of that one.
+/// Lines of a guest have the id of the request that it serves.
 #[test]
 fn lines_of_a_reused_guest_are_those_of_its_request() {
-    let mut server = Server::start(RAW, &[QUIET, ("REQUESTS_PER_SANDBOX", "10")]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "10")]);
     for id in ["first", "second"] {
         get_with(&server, "/log", &format!("x-request-id: {id}\r\n"));
         let line = server.line();
@@ -202,7 +202,7 @@ fn lines_of_a_reused_guest_are_those_of_its_request() {
         );
         server.line();
     }
-    // A line that a request has left without its end is its own.
+    // An unfinished line keeps the id of its request.
     get_with(&server, "/log-part", "x-request-id: third\r\n");
     get(&server, "/log").expect("a response");
     for end in ["INFO [request=third] guest: part", "INFO guest: a line"] {

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     server.signal(Signal::TERM);
     let line = server.line();
     assert!(line.contains("SIGTERM: shutting down"), "{line}");
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
     conclusion.exit_code()
 }
 
@@ -331,7 +331,7 @@ const GROUPS: &[Group] = &[
         ("only a method", b"GET\r\n\r\n", "400"),
         ("no method", b"/ HTTP/1.1\r\nHost: test\r\n\r\n", "400"),
         ("no target", b"GET HTTP/1.1\r\nHost: test\r\n\r\n", "400"),
-        ("an answer", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "400"),
+        ("a response", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "400"),
     ] },
     // RFC 9110, section 5.6.2: a method is a token. An unknown one is 405 here.
     Group { name: "method", before: b"", after: b" / HTTP/1.1\r\nHost: test\r\n\r\n", rows: &[

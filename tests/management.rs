@@ -1,11 +1,12 @@
-//! What the management listener says, and the health check by it.
+//! The management listener, and the health check that uses it.
 
 mod harness;
 
-use harness::http2::{Http2, http2_preface};
+use harness::frames::http2_preface;
+use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, PROGRAM, QUIET, RAW, Server, WASI, alone, assert_error, await_that,
-    command, run,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, Server, WASI, assert_error, command, run,
+    serialize_tests, wait_until,
 };
 use rustix::process::Signal;
 use std::net::{SocketAddr, TcpListener};
@@ -18,7 +19,7 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (response.status, body)
 }
 
-/// Runs the health check as the image does, which has the server's settings and no arguments.
+/// Runs the health check as the image does: with the settings of the server and without arguments.
 fn healthcheck(management: SocketAddr) -> bool {
     let env = [("MANAGEMENT_LISTEN", management.to_string())];
     let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
@@ -40,20 +41,20 @@ fn listener_has_livez_and_readyz_and_nothing_else() {
     }
     let response = Connection::open(address).request("POST", "/livez");
     assert_eq!(response.expect("a response").status, 405);
-    // A response of the server's own has no body for HEAD, over HTTP/2 as well (RFC 9110, section 9.3.2).
+    // The server's own responses to HEAD have no body, over HTTP/2 as well (RFC 9110, section 9.3.2).
     let head = Http2::connect(address).request("HEAD", "/livez");
     assert_eq!(head.status, 200);
     assert_eq!(head.header("content-length"), ["2"]);
     assert!(head.body.is_empty());
-    // The traffic has neither, and the access log has only the traffic.
+    // The main listener has neither path, and the access log has only its requests.
     assert_eq!(get(server.address, "/livez").0, 404);
     assert!(server.line().contains(" GET /livez 404 "));
 }
 
-/// A whole `/metrics` takes nothing of the buffers that connections share.
+/// Responses of `/metrics` are not in the buffers that connections share.
 #[test]
 fn http2_connection_has_one_request_at_a_time() {
-    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut connection = Connection::open(server.management());
     connection.send(http2_preface(&[])).expect("sent");
     // SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, section 6.5.2).
@@ -63,8 +64,8 @@ fn http2_connection_has_one_request_at_a_time() {
 
 #[test]
 fn off_is_the_default() {
-    let server = Server::start(WASI, &[QUIET]);
-    assert!(!server.start_up_line.contains("management"));
+    let server = Server::start(WASI, &[NO_ACCESS_LOG]);
+    assert!(!server.startup_line.contains("management"));
 }
 
 #[test]
@@ -82,43 +83,43 @@ fn address_in_use_ends_the_server_with_the_setting() {
 
 #[test]
 fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
-    let env = [QUIET, MANAGEMENT, ("DRAIN_DELAY", "1h")];
+    let env = [NO_ACCESS_LOG, MANAGEMENT, ("DRAIN_DELAY", "1h")];
     let mut server = Server::start(WASI, &env);
     let address = server.management();
     server.signal(Signal::TERM);
     server.lines_until("SIGTERM: not ready, and serving for another 3600s");
-    await_that("it is not ready", || {
+    wait_until("the server is not ready", || {
         get(address, "/readyz") == (503, "shutting down".into())
     });
     let response = Connection::open(address).request("GET", "/readyz");
     assert_eq!(response.expect("a response").header("retry-after"), ["1"]);
     assert_eq!(get(address, "/livez").0, 200);
-    // On a new connection, which may stay.
+    // On a new connection, which is kept open.
     let mut connection = Connection::open(server.address);
     let response = connection.request("GET", "/").expect("a response");
     assert_eq!(response.body, b"Hello from Docker!");
     assert!(response.header("connection").is_empty());
     server.signal(Signal::TERM);
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
 fn drain_follows_the_delay() {
-    let env = [QUIET, ("DRAIN_DELAY", "50ms")];
+    let env = [NO_ACCESS_LOG, ("DRAIN_DELAY", "50ms")];
     let mut server = Server::start(WASI, &env);
     server.signal(Signal::TERM);
     server.lines_until("SIGTERM: not ready, and serving for another 50ms");
     server.lines_until("SIGTERM: shutting down, 0 connections open");
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
 fn readiness_ends_with_the_drain_and_liveness_does_not() {
-    let mut server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let address = server.management();
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/slow").expect("sent");
-    connection.first_byte().expect("the response has begun");
+    connection.wait_for_response().expect("a first byte");
     server.signal(Signal::TERM);
     server.lines_until("shutting down");
     assert_eq!(get(address, "/readyz").0, 503);
@@ -127,19 +128,22 @@ fn readiness_ends_with_the_drain_and_liveness_does_not() {
 
 #[test]
 fn no_load_makes_the_server_unhealthy() {
-    let _alone = alone();
-    // All connections that may be open, and more.
-    let server = Server::start(RAW, &[QUIET, MANAGEMENT, ("MAX_CONNECTIONS", "100")]);
+    let _guard = serialize_tests();
+    // More connections than may be open.
+    let server = Server::start(
+        RAW,
+        &[NO_ACCESS_LOG, MANAGEMENT, ("MAX_CONNECTIONS", "100")],
+    );
     let _open: Vec<_> = (0..120).map(|_| Connection::open(server.address)).collect();
     assert_eq!(get(server.address, "/").0, 503);
     assert!(healthcheck(server.management()));
 
-    // All sandboxes, at the defaults, by guests that compute and guests that wait.
+    // All sandboxes, at the defaults, by guests that compute or wait.
     for path in ["/loop", "/wait"] {
-        let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+        let server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
         let mut busy = Vec::new();
-        await_that("no sandbox is left", || {
-            // A request that asks takes a sandbox, too, so that one of the others may be rejected.
+        wait_until("no sandbox is left", || {
+            // The request that checks takes a sandbox, too, so that one of the others may be rejected.
             for _ in 0..64 {
                 let mut connection = Connection::open(server.address);
                 connection.send_request("GET", path).expect("sent");
@@ -154,7 +158,7 @@ fn no_load_makes_the_server_unhealthy() {
 
 #[test]
 fn healthcheck_asks_the_management_listener_or_an_address_that_is_given() {
-    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let address = server.management();
     assert!(healthcheck(address));
     let listen = server.address.to_string();

@@ -1,10 +1,12 @@
-//! `/metrics` and `/version`: what happens is counted, over both protocols, and under the names that the pages have.
+//! `/metrics` and `/version`: the metrics count what happens, over both protocols, under the documented names.
 
 mod harness;
 
-use harness::http2::{Http2, http2_without_window};
+use harness::frames::http2_without_window;
+use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, PROGRAM, QUIET, RAW, SERVICES, Server, WASI, alone, await_that,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, SERVICES, Server, WASI, serialize_tests,
+    wait_until,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +15,7 @@ use std::{fs, io, thread};
 /// Metrics by name and labels, such as `http_server_timeouts_total{timeout="idle"}`.
 type Samples = BTreeMap<String, f64>;
 
-/// Asks for the metrics of a server, by its management listener.
+/// Requests the metrics of a server from its management listener.
 fn samples(management: SocketAddr) -> Samples {
     let response = Connection::open(management).request("GET", "/metrics");
     let response = response.expect("a response");
@@ -30,11 +32,11 @@ fn samples(management: SocketAddr) -> Samples {
     lines.map(sample).collect()
 }
 
-/// Waits until a metric has this value: what happens is counted when it has ended, which a client can see before.
+/// Waits until a metric has this value: a client can see the end of a request before it is counted.
 #[track_caller]
-fn await_sample(server: &Server, name: &str, value: f64) {
+fn wait_for_sample(server: &Server, name: &str, value: f64) {
     let management = server.management();
-    await_that(&format!("{name} is {value}"), || {
+    wait_until(&format!("{name} is {value}"), || {
         samples(management).get(name) == Some(&value)
     });
 }
@@ -54,7 +56,7 @@ fn requests(method: &str, status: u16) -> String {
 
 #[test]
 fn requests_are_counted_over_both_protocols() {
-    let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut http1 = Connection::open(server.address);
     for _ in 0..3 {
         http1.request("GET", "/").expect("a response");
@@ -62,11 +64,11 @@ fn requests_are_counted_over_both_protocols() {
     let mut http2 = Http2::connect(server.address);
     http2.request("GET", "/");
     http2.request("HEAD", "/");
-    let mut invented = Connection::open(server.address);
-    invented.request("BREW", "/").expect("a response");
+    let mut unknown_method = Connection::open(server.address);
+    unknown_method.request("BREW", "/").expect("a response");
     let mut malformed = Connection::open(server.address);
     malformed.send("GET / HTTP/1.1\r\n:\r\n\r\n").expect("sent");
-    malformed.answer("GET").expect("a response");
+    malformed.response("GET").expect("a response");
     for (name, value) in [
         (requests("GET", 200), 4.0),
         (requests("HEAD", 200), 1.0),
@@ -76,7 +78,7 @@ fn requests_are_counted_over_both_protocols() {
         ("http_server_active_requests".into(), 0.0),
         ("guest_instances{state=\"running\"}".into(), 0.0),
     ] {
-        await_sample(&server, &name, value);
+        wait_for_sample(&server, &name, value);
     }
     let samples = samples(server.management());
     let io = |direction| {
@@ -105,7 +107,7 @@ fn requests_are_counted_over_both_protocols() {
 
 #[test]
 fn what_is_under_way_is_a_state() {
-    let mut server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut waiting = Connection::open(server.address);
     waiting.send_request("GET", "/wait").expect("sent");
     let mut http2 = Http2::connect(server.address);
@@ -118,13 +120,13 @@ fn what_is_under_way_is_a_state() {
             2.0,
         ),
     ] {
-        await_sample(&server, name, value);
+        wait_for_sample(&server, name, value);
     }
     assert!(samples(server.management())["guest_memory_bytes"] >= 2.0 * 65536.0);
     server.lines_until("guest: waiting");
     drop((waiting, waiting2, http2));
-    // A client that goes before its response.
-    await_sample(&server, &requests("GET", 499), 2.0);
+    // The clients disconnect before their responses.
+    wait_for_sample(&server, &requests("GET", 499), 2.0);
     for name in [
         "http_server_active_requests",
         "guest_memory_bytes",
@@ -132,13 +134,13 @@ fn what_is_under_way_is_a_state() {
         "http_server_open_connections{http_connection_state=\"active\"}",
         "http_server_open_connections{http_connection_state=\"idle\"}",
     ] {
-        await_sample(&server, name, 0.0);
+        wait_for_sample(&server, name, 0.0);
     }
 }
 
 #[test]
 fn failures_of_guests_are_counted_by_reason() {
-    let env = [QUIET, MANAGEMENT, ("GUEST_TIMEOUT", "300ms")];
+    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "300ms")];
     let server = Server::start(RAW, &env);
     for (path, reason) in [
         ("/trap", "trapped"),
@@ -147,57 +149,60 @@ fn failures_of_guests_are_counted_by_reason() {
         ("/silent", "no_response"),
         ("/long", "malformed_response"),
         ("/refuse", "refused"),
-        // After its response has begun.
+        // After the response has started.
         ("/half-then-trap", "trapped"),
     ] {
         let name = format!("guest_failures_total{{reason=\"{reason}\"}}");
         let before = samples(server.management())[&name];
         get(&server, path);
-        await_sample(&server, &name, before + 1.0);
+        wait_for_sample(&server, &name, before + 1.0);
     }
-    // A body that breaks off, by an error in its place (WASI 0.3), or as the guest exits.
+    // A truncated body: by an error in its place (WASI 0.3), or by the exit of the guest.
     for service in SERVICES {
         let reason = match service.entry {
             "wasi" => "exited",
             _ => "body_failed",
         };
-        let server = Server::start(service, &[QUIET, MANAGEMENT]);
+        let server = Server::start(service, &[NO_ACCESS_LOG, MANAGEMENT]);
         let mut connection = Connection::open(server.address);
         let head = "POST /half HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n";
         connection.send(head).expect("sent");
         connection.read_until(b"half").expect("half a response");
         connection.send("x").expect("sent");
         let name = format!("guest_failures_total{{reason=\"{reason}\"}}");
-        await_sample(&server, &name, 1.0);
+        wait_for_sample(&server, &name, 1.0);
     }
     let refused = "guest_memory_refusals_total{limit=\"guest_memory\"}";
     assert_eq!(samples(server.management())[refused], 0.0);
     get(&server, "/memory");
-    await_that("growth is refused", || {
+    wait_until("growth is refused", || {
         samples(server.management())[refused] >= 1.0
     });
 }
 
 #[test]
 fn reused_guests_are_idle_between_requests() {
-    let server = Server::start(RAW, &[QUIET, MANAGEMENT, ("REQUESTS_PER_SANDBOX", "10")]);
+    let server = Server::start(
+        RAW,
+        &[NO_ACCESS_LOG, MANAGEMENT, ("REQUESTS_PER_SANDBOX", "10")],
+    );
     let mut connection = Connection::open(server.address);
     for _ in 0..5 {
         connection.request("GET", "/").expect("a response");
-        await_sample(&server, "guest_instances{state=\"idle\"}", 1.0);
+        wait_for_sample(&server, "guest_instances{state=\"idle\"}", 1.0);
     }
-    await_sample(&server, "guest_start_duration_seconds_count", 1.0);
-    await_sample(&server, &requests("GET", 200), 5.0);
+    wait_for_sample(&server, "guest_start_duration_seconds_count", 1.0);
+    wait_for_sample(&server, &requests("GET", 200), 5.0);
 }
 
 #[test]
 fn rejections_are_counted_by_limit() {
-    let _alone = alone();
+    let _guard = serialize_tests();
     let rejected = |what: &str, reason: &str| {
         format!("http_server_rejected_{what}_total{{reason=\"{reason}\"}}")
     };
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         MANAGEMENT,
         ("MAX_REQUESTS", "2"),
         ("MAX_CONNECTIONS", "4"),
@@ -211,31 +216,31 @@ fn rejections_are_counted_by_limit() {
         waiting.push(connection);
     }
     assert_eq!(get(&server, "/"), 503);
-    await_sample(&server, &rejected("requests", "max_requests"), 1.0);
-    await_sample(&server, &requests("GET", 503), 1.0);
+    wait_for_sample(&server, &rejected("requests", "max_requests"), 1.0);
+    wait_for_sample(&server, &requests("GET", 503), 1.0);
     waiting.extend((0..2).map(|_| Connection::open(server.address)));
-    // Connections are accepted in their order, and the last one is over the limit.
+    // Connections are accepted in order, and the last one is over the limit.
     assert_eq!(get(&server, "/"), 503);
-    // Perhaps one of those before it, while an earlier one was still open.
+    // One before it can be rejected, too, while an earlier one is still open.
     let name = rejected("connections", "max_connections");
-    await_that(&name, || samples(server.management())[&name] >= 1.0);
+    wait_until(&name, || samples(server.management())[&name] >= 1.0);
     drop(waiting);
 
     // Ten streams more than a connection may have.
-    let server = Server::start(RAW, &[QUIET, MANAGEMENT]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut connection = Connection::open(server.address);
     connection.send(http2_without_window(110)).expect("sent");
-    await_sample(&server, &rejected("requests", "max_streams"), 10.0);
+    wait_for_sample(&server, &rejected("requests", "max_streams"), 10.0);
 
     // One guest starts with more than 1 MiB, and two do not fit.
-    let env = [QUIET, MANAGEMENT, ("GUEST_MEMORY_TOTAL", "2MiB")];
+    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_MEMORY_TOTAL", "2MiB")];
     let mut server = Server::start(RAW, &env);
     let mut waiting = Connection::open(server.address);
     waiting.send_request("GET", "/wait").expect("sent");
     server.lines_until("guest: waiting");
     assert_eq!(get(&server, "/"), 503);
-    await_sample(&server, &rejected("requests", "guest_memory_total"), 1.0);
-    await_sample(
+    wait_for_sample(&server, &rejected("requests", "guest_memory_total"), 1.0);
+    wait_for_sample(
         &server,
         "guest_memory_refusals_total{limit=\"guest_memory_total\"}",
         1.0,
@@ -245,7 +250,7 @@ fn rejections_are_counted_by_limit() {
 #[test]
 fn timeouts_are_counted_by_setting() {
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         MANAGEMENT,
         ("IDLE_TIMEOUT", "100ms"),
         ("HEADER_TIMEOUT", "100ms"),
@@ -262,12 +267,12 @@ fn timeouts_are_counted_by_setting() {
     ] {
         let name = format!("http_server_timeouts_total{{timeout=\"{timeout}\"}}");
         let before = samples(server.management())[&name];
-        let mut connection = Connection::open_narrow(server.address);
+        let mut connection = Connection::open_with_small_buffer(server.address);
         connection.send(bytes).expect("sent");
-        await_that(&name, || samples(server.management())[&name] > before);
+        wait_until(&name, || samples(server.management())[&name] > before);
     }
-    await_sample(&server, &requests("_OTHER", 408), 1.0);
-    // Closed once, though HTTP/2 first says that it closes.
+    wait_for_sample(&server, &requests("_OTHER", 408), 1.0);
+    // Counted once, although HTTP/2 first sends GOAWAY.
     let idle = "http_server_timeouts_total{timeout=\"idle\"}";
     let before = samples(server.management())[idle];
     let mut http2 = Http2::connect(server.address);
@@ -296,7 +301,7 @@ fn requests_to_other_services_are_counted_by_outcome() {
     drop(closed);
     let allowed = format!("http://{address},http://{nobody}");
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         MANAGEMENT,
         ("ALLOWED_OUTBOUND_HOSTS", allowed.as_str()),
     ];
@@ -317,17 +322,17 @@ fn requests_to_other_services_are_counted_by_outcome() {
         let request =
             format!("GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {authority}\r\n\r\n");
         connection.send(request).expect("sent");
-        connection.answer("GET").expect("a response");
-        await_sample(&server, &name, 1.0);
+        connection.response("GET").expect("a response");
+        wait_for_sample(&server, &name, 1.0);
     }
-    await_sample(&server, "http_client_open_connections", 0.0);
+    wait_for_sample(&server, "http_client_open_connections", 0.0);
 
-    // A guest that ends while it waits.
+    // A guest that times out while it waits.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = silent.local_addr().expect("an address");
     let allowed = format!("http://{address}");
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         MANAGEMENT,
         ("ALLOWED_OUTBOUND_HOSTS", allowed.as_str()),
         ("GUEST_TIMEOUT", "300ms"),
@@ -336,13 +341,13 @@ fn requests_to_other_services_are_counted_by_outcome() {
     let mut connection = Connection::open(server.address);
     let request = format!("GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {address}\r\n\r\n");
     connection.send(request).expect("sent");
-    assert_eq!(connection.answer("GET").expect("a response").status, 504);
-    await_sample(&server, &count("error_type=\"cancelled\""), 1.0);
+    assert_eq!(connection.response("GET").expect("a response").status, 504);
+    wait_for_sample(&server, &count("error_type=\"cancelled\""), 1.0);
 }
 
 #[test]
 fn version_names_what_runs() {
-    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let response = Connection::open(server.management()).request("GET", "/version");
     let response = response.expect("a response");
     assert_eq!(response.header("content-type"), ["application/json"]);
@@ -351,18 +356,18 @@ fn version_names_what_runs() {
         .arg("--version")
         .output();
     let program = String::from_utf8(program.expect("it runs").stdout).expect("UTF-8");
-    let said = format!(
+    let expected = format!(
         "wasi-essentials {} (wasmtime {})\n",
         version["version"].as_str().expect("a version"),
         version["wasmtime"].as_str().expect("a version")
     );
-    assert_eq!(program, said);
+    assert_eq!(program, expected);
     let component = &version["component"];
     let digest = component["digest"].as_str().expect("a digest");
     assert!(
-        server.start_up_line.contains(digest),
+        server.startup_line.contains(digest),
         "{}",
-        server.start_up_line
+        server.startup_line
     );
     assert_eq!(component["wasi"], "0.2");
     let build = format!(
@@ -376,7 +381,7 @@ fn version_names_what_runs() {
 
 #[test]
 fn page_names_every_metric_and_no_other() {
-    let server = Server::start(WASI, &[QUIET, MANAGEMENT]);
+    let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     get(&server, "/");
     let page = fs::read_to_string("../docs/operations.md").expect("the page");
     let (_, table) = page.split_once("## Metrics").expect("a section");
@@ -388,7 +393,7 @@ fn page_names_every_metric_and_no_other() {
             .into_iter()
             .flat_map(|it| it.split('`'))
     });
-    let on_the_page: BTreeSet<_> = names.filter(|name| name.contains('_')).collect();
+    let documented: BTreeSet<_> = names.filter(|name| name.contains('_')).collect();
     let samples = samples(server.management());
     let names = samples.keys().map(|sample| {
         let name = sample.split('{').next().expect("a name");
@@ -396,8 +401,8 @@ fn page_names_every_metric_and_no_other() {
         let base = ends.iter().find_map(|end| name.strip_suffix(end));
         base.unwrap_or(name)
     });
-    // One that has no series where guests may send no requests.
+    // Without outbound requests, this one has no series.
     let outbound = "http_client_request_duration_seconds";
-    let from_the_server: BTreeSet<_> = names.chain([outbound]).collect();
-    assert_eq!(on_the_page, from_the_server);
+    let reported: BTreeSet<_> = names.chain([outbound]).collect();
+    assert_eq!(documented, reported);
 }

@@ -1,9 +1,9 @@
-//! Requests of guests to other services: which are allowed, how many, and for how long. The guests are
-//! `fixtures/raw.rs` and, for each entry point, `fixtures/service.rs`.
+//! Requests of guests to other services: which are allowed, how many, and for how long. The guests are `fixtures/raw.rs` and, for
+//! each entry point, `fixtures/service.rs`.
 
 mod harness;
 
-use harness::{Connection, QUIET, RAW, SERVICES, Server, TIMEOUT};
+use harness::{Connection, NO_ACCESS_LOG, RAW, SERVICES, Server, TIMEOUT};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -38,12 +38,12 @@ impl Upstream {
         });
     }
 
-    /// Checks that nobody has connected.
+    /// Checks that there was no connection.
     #[track_caller]
-    fn assert_untouched(&self) {
+    fn assert_no_connection(&self) {
         self.listener.set_nonblocking(true).expect("set");
-        let nobody = self.listener.accept().expect_err("nobody connects");
-        assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+        let error = self.listener.accept().expect_err("no connection");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
     }
 }
 
@@ -59,7 +59,7 @@ fn head(client: &mut TcpStream) -> String {
     String::from_utf8(head).expect("ASCII").to_lowercase()
 }
 
-/// What becomes of a request that the raw guest makes as these fields say.
+/// Has the raw guest send a request to where these fields say; returns its report.
 fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
     let fields = fields
         .iter()
@@ -68,12 +68,12 @@ fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
     let mut connection = Connection::open(server.address);
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
     connection.send(request).expect("sent");
-    let response = connection.answer("GET").expect("a response");
+    let response = connection.response("GET").expect("a response");
     assert_eq!(response.status, 200);
     String::from_utf8(response.body).expect("UTF-8")
 }
 
-/// The same of the service's guest.
+/// The same with the service's guest.
 fn get(server: &Server, uri: &str) -> String {
     outbound(server, "/outbound", &[("x-uri", uri)])
 }
@@ -84,7 +84,7 @@ const DENIED: &str = "ErrorCode::HttpRequestDenied";
 fn default_denies_every_request_and_logs_where_it_would_have_gone() {
     let upstream = Upstream::new();
     for service in SERVICES {
-        let mut server = Server::start(service, &[QUIET]);
+        let mut server = Server::start(service, &[NO_ACCESS_LOG]);
         let uri = format!("http://{}/", upstream.address);
         let error = get(&server, &uri);
         assert!(
@@ -99,7 +99,7 @@ fn default_denies_every_request_and_logs_where_it_would_have_gone() {
         );
         assert!(line.ends_with(&end), "{}: {line}", service.entry);
     }
-    upstream.assert_untouched();
+    upstream.assert_no_connection();
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn allowed_host_gets_the_request() {
     }
 }
 
-/// Names resolve, by the system's resolver.
+/// Names are resolved by the system's resolver.
 #[test]
 fn allowed_name_is_resolved() {
     let upstream = Upstream::new();
@@ -140,7 +140,7 @@ fn nothing_gets_round_the_list() {
     allowed.respond(RESPONSE);
     let (to, port) = (allowed.address.to_string(), other.address.port());
     let list = format!("http://{to},https://*.example.com,http://10.0.0.0/8:*");
-    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
     for authority in [
         format!("127.0.0.1:{port}"),
         format!("localhost:{port}"),
@@ -164,13 +164,13 @@ fn nothing_gets_round_the_list() {
         format!("127.0.0.1:{port}\\.example.com"),
     ] {
         let response = outbound(&server, "/outbound", &[("x-authority", &authority)]);
-        let refused = [
+        let errors = [
             DENIED,
             "authority refused",
             "ErrorCode::HttpRequestUriInvalid",
         ];
         assert!(
-            refused.contains(&response.as_str()),
+            errors.contains(&response.as_str()),
             "{authority}: {response}"
         );
     }
@@ -178,19 +178,19 @@ fn nothing_gets_round_the_list() {
     for scheme in ["https", "ftp", "HTTP+UNIX"] {
         let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
         let response = outbound(&server, "/outbound", &fields);
-        let refused = [DENIED, "scheme refused", "ErrorCode::HttpProtocolError"];
-        assert!(refused.contains(&response.as_str()), "{scheme}: {response}");
+        let errors = [DENIED, "scheme refused", "ErrorCode::HttpProtocolError"];
+        assert!(errors.contains(&response.as_str()), "{scheme}: {response}");
     }
-    other.assert_untouched();
+    other.assert_no_connection();
 }
 
-/// What follows the authority, and other fields, move no request.
+/// Neither what follows the authority nor other fields change the host of a request.
 #[test]
 fn path_and_fields_cannot_name_another_host() {
     let (allowed, other) = (Upstream::new(), Upstream::new());
     let to = allowed.address.to_string();
     let list = format!("http://{to}");
-    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
     let elsewhere = other.address.to_string();
     let received = thread::spawn(move || {
         let heads = allowed.listener.incoming().take(2).map(|client| {
@@ -228,7 +228,7 @@ fn path_and_fields_cannot_name_another_host() {
             "HeaderError::Forbidden"
         );
     }
-    other.assert_untouched();
+    other.assert_no_connection();
 }
 
 #[test]
@@ -243,21 +243,21 @@ fn redirect_is_left_to_the_guest() {
         allowed.address.to_string(),
         format!("http://{}", allowed.address),
     );
-    let server = Server::start(RAW, &[QUIET, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
+    let server = Server::start(RAW, &[NO_ACCESS_LOG, ("ALLOWED_OUTBOUND_HOSTS", &list)]);
     let response = outbound(&server, "/outbound", &[("x-authority", &to)]);
     assert_eq!(response, "302, 0 bytes");
-    other.assert_untouched();
+    other.assert_no_connection();
 }
 
-/// A server whose guest may call anything, with these settings besides.
+/// A server with these settings whose guest may call any host.
 fn open_server(env: &[(&str, &str)]) -> Server {
     let all = [
-        QUIET,
+        NO_ACCESS_LOG,
         ("ALLOWED_OUTBOUND_HOSTS", "*://*:*"),
         ("GUEST_TIMEOUT", "1h"),
     ];
     let mut server = Server::start(RAW, &[&all[..], env].concat());
-    server.line(); // What is granted.
+    server.line(); // The grant.
     server
 }
 
@@ -267,7 +267,7 @@ fn settings_bound_each_wait() {
     let half = Upstream::new();
     half.respond("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi");
     for (name, scheme, upstream, error) in [
-        // It takes connections, and says nothing to TLS.
+        // The handshake of TLS gets no reply.
         (
             "OUTBOUND_CONNECT_TIMEOUT",
             "https",
@@ -287,7 +287,7 @@ fn settings_bound_each_wait() {
             "connection read timeout",
         ),
     ] {
-        // The others are longer than the test may take.
+        // The other timeouts are longer than the test.
         let mut env = [
             ("OUTBOUND_CONNECT_TIMEOUT", "1h"),
             ("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h"),
@@ -316,11 +316,11 @@ fn defaults_bound_each_wait() {
         ("http", &silent, 4, "ErrorCode::ConnectionReadTimeout"),
         ("http", &half, 4, "connection read timeout"),
     ] {
-        let begun = Instant::now();
+        let started = Instant::now();
         let to = upstream.address.to_string();
         let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
         assert_eq!(outbound(&server, "/outbound", &fields), error);
-        let took = begun.elapsed();
+        let took = started.elapsed();
         let limits = Duration::from_secs(seconds)..Duration::from_secs(seconds + 2);
         assert!(limits.contains(&took), "{error}: {took:?}");
     }
@@ -377,12 +377,12 @@ fn connections_are_limited() {
     let to = fine.address.to_string();
     let another = || outbound(&server, "/outbound", &[("x-authority", &to)]);
     assert_eq!(another(), "ErrorCode::ConnectionLimitReached");
-    // When the first has ended, there is room again.
+    // A connection is available again after the first has ended.
     held.write_all(RESPONSE.as_bytes()).expect("sent");
-    let response = first.answer("GET").expect("a response");
+    let response = first.response("GET").expect("a response");
     assert_eq!(response.body, b"200, 4 bytes");
     drop(held);
-    harness::await_that("the connection is free", || another() == "200, 4 bytes");
+    harness::wait_until("the connection is free", || another() == "200, 4 bytes");
     let line = server.line();
     let end = "outbound connection limit reached (MAX_OUTBOUND_CONNECTIONS): rejected 1 outbound requests";
     assert!(line.ends_with(end), "{line}");
@@ -395,7 +395,7 @@ fn kept_response_does_not_keep_its_connection() {
     upstream.respond(RESPONSE);
     let to = upstream.address.to_string();
     let env = [
-        QUIET,
+        NO_ACCESS_LOG,
         ("ALLOWED_OUTBOUND_HOSTS", "*://*:*"),
         ("REQUESTS_PER_SANDBOX", "1000000"),
         ("MAX_OUTBOUND_CONNECTIONS", "1"),
@@ -404,7 +404,7 @@ fn kept_response_does_not_keep_its_connection() {
     let server = Server::start(RAW, &env);
     let fields = [("x-authority", to.as_str())];
     assert_eq!(outbound(&server, "/outbound-and-keep", &fields), "Ok(())");
-    harness::await_that("the connection is free", || {
+    harness::wait_until("the connection is free", || {
         outbound(&server, "/outbound", &fields) == "200, 4 bytes"
     });
 }
@@ -441,7 +441,7 @@ fn drain_does_not_wait_for_outbound_requests_beyond_its_timeout() {
     let mut server = open_server(&env);
     let _pending = pending_request(&server, &silent);
     server.signal(rustix::process::Signal::TERM);
-    assert!(server.end().success());
+    assert!(server.wait().success());
 }
 
 /// A certificate that no authority has signed.
@@ -492,7 +492,7 @@ fn outage_of_names_does_not_stop_the_server() {
     }
 }
 
-/// Each is refused at the start, with one line.
+/// Each list is rejected with one line.
 #[test]
 fn bad_lists_end_the_start() {
     for (list, reason) in [
@@ -529,7 +529,7 @@ fn bad_lists_end_the_start() {
             "not scheme://host[:port] (such as https://api.example.com, https://*.example.com, http://10.0.0.0/8:8080 or *://*:*)",
         ),
     ] {
-        let mut command = harness::command(&harness::words()[0]);
+        let mut command = harness::command(&harness::command_words()[0]);
         command.arg(RAW.cwasm()).env("ALLOWED_OUTBOUND_HOSTS", list);
         let line = format!("ALLOWED_OUTBOUND_HOSTS={list}: {reason}");
         harness::assert_error(&command.output().expect("it runs"), 2, &line);

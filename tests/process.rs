@@ -1,11 +1,13 @@
-//! The server as a process: its command line, its start, its end.
+//! The server as a process: command line, startup and exit.
 
 mod harness;
 
-use harness::http2::{frame, http2_head, http2_without_window};
+use harness::frames::{
+    CONTINUATION, END, END_STREAM, HEADERS, METHOD_GET, frame, http2_head, http2_without_window,
+};
 use harness::{
-    Answer, CHUNKED_POST, Connection, PROGRAM, RAW, Server, WASI, assert_error, await_that,
-    command, run, words,
+    CHUNKED_POST, Connection, PROGRAM, RAW, Response, Server, WASI, assert_error, command,
+    command_words, run, wait_until,
 };
 use rustix::process::Signal;
 use std::fs;
@@ -77,7 +79,7 @@ fn bad_arguments_end_it_with_2() {
 
 #[test]
 fn bad_settings_end_it_with_2() {
-    for (name, value, wanted) in [
+    for (name, value, expected) in [
         ("PORT", "abc", "not a port number (0–65535)"),
         ("LOG_FORMAT", "xml", "not a log format (text or json)"),
         (
@@ -89,7 +91,7 @@ fn bad_settings_end_it_with_2() {
         assert_error(
             &run(&[], &[(name, value)]),
             2,
-            &format!("{name}={value}: {wanted}"),
+            &format!("{name}={value}: {expected}"),
         );
     }
 }
@@ -117,7 +119,7 @@ fn it_ends_at_once_when_idle() {
             line.ends_with(&format!("{name}: shutting down, 0 connections open")),
             "{line}"
         );
-        assert_eq!(server.end().code(), Some(0));
+        assert_eq!(server.wait().code(), Some(0));
     }
 }
 
@@ -128,12 +130,12 @@ fn signal_before_it_serves_ends_it() {
     let _ = fs::remove_file(&pipe);
     let made = Command::new("mkfifo").arg(&pipe).status();
     assert!(made.expect("mkfifo runs").success());
-    // It waits for the component's first byte.
+    // The server waits for the component's first byte.
     let mut process = command(PROGRAM);
     process.arg(&pipe).stdout(Stdio::piped());
     let process = process.spawn().expect("the server starts");
     let pid = rustix::process::Pid::from_child(&process);
-    await_that("it handles SIGTERM", || {
+    wait_until("SIGTERM is handled", || {
         let status = fs::read_to_string(format!("/proc/{}/status", process.id()));
         let status = status.expect("the server lives");
         // A mask of the signals that are handled, in hexadecimal (proc(5)); SIGTERM is 15.
@@ -151,7 +153,7 @@ fn signal_before_it_serves_ends_it() {
     );
 }
 
-/// A burst of clients waits rather than being refused, as many as may be open. The system's own limit counts.
+/// As many clients may wait to be accepted as may be open, up to the limit of the system.
 #[test]
 fn backlog_fits_max_connections() {
     let server = Server::start(WASI, &[("MAX_CONNECTIONS", "1000")]);
@@ -165,8 +167,8 @@ fn backlog_fits_max_connections() {
     assert_eq!(line.split_whitespace().nth(2), Some("1000"), "{line}");
 }
 
-/// Settings under which nothing but the end of the server ends a client.
-const PATIENT: [(&str, &str); 3] = [
+/// Settings under which only the shutdown closes a connection.
+const LONG_TIMEOUTS: [(&str, &str); 3] = [
     ("HEADER_TIMEOUT", "1h"),
     ("GUEST_TIMEOUT", "1h"),
     ("IDLE_TIMEOUT", "1h"),
@@ -174,21 +176,21 @@ const PATIENT: [(&str, &str); 3] = [
 
 #[test]
 fn a_client_that_never_finishes_does_not_keep_it() {
-    let env = [&PATIENT[..], &[("DRAIN_TIMEOUT", "400ms")]].concat();
+    let env = [&LONG_TIMEOUTS[..], &[("DRAIN_TIMEOUT", "400ms")]].concat();
     let mut server = Server::start(WASI, &env);
     let mut connection = Connection::open(server.address);
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
     server.signal(Signal::TERM);
     server.lines_until("shutting down, 1 connections open");
     server.lines_until("out of time: 0 requests on 1 connection cut");
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
 fn request_that_the_drain_cuts_is_logged_as_such() {
     for format in ["text", "json"] {
         let env = [
-            &PATIENT[..],
+            &LONG_TIMEOUTS[..],
             &[("DRAIN_TIMEOUT", "400ms"), ("LOG_FORMAT", format)],
         ];
         let mut server = Server::start(RAW, &env.concat());
@@ -206,11 +208,11 @@ fn request_that_the_drain_cuts_is_logged_as_such() {
             ),
         };
         assert!(line.contains(request) && line.ends_with(end), "{line}");
-        assert_eq!(server.end().code(), Some(0));
+        assert_eq!(server.wait().code(), Some(0));
     }
 }
 
-/// What hyper refuses by itself, and what never comes whole, has a line, too.
+/// Requests that hyper rejects, and those that stay incomplete, are logged, too.
 #[test]
 fn request_without_a_head_is_logged() {
     let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "200ms")]);
@@ -221,28 +223,36 @@ fn request_without_a_head_is_logged() {
         ("GET /", 408),
     ] {
         let mut connection = Connection::open(server.address);
-        // The server may close before it has everything.
+        // The server may close the connection before it has received everything.
         let _ = connection.send(bytes);
         let line = server.line();
         assert!(line.contains(&format!(" - - {status} 0B ")), "{line}");
     }
     // A field of the connection is malformed (RFC 9113, section 8.2.2), and a head may have 32 KiB.
-    let malformed = [&http2_head(0x82, "/")[..], b"\x00\x0aconnection\x01x"].concat();
+    let malformed = [&http2_head(METHOD_GET, "/")[..], b"\x00\x0aconnection\x01x"].concat();
     // A value of 40,000 bytes (RFC 7541, section 5.1).
-    let large = [&http2_head(0x82, "/")[..], b"\x00\x01x\x7f\xc1\xb7\x02"].concat();
-    let good = http2_head(0x82, "/wait");
+    let large = [
+        &http2_head(METHOD_GET, "/")[..],
+        b"\x00\x01x\x7f\xc1\xb7\x02",
+    ]
+    .concat();
+    let good = http2_head(METHOD_GET, "/wait");
     let mut connection = Connection::open(server.address);
     connection.send(http2_without_window(0)).expect("sent");
-    connection.send(frame(1, 5, 1, &good)).expect("sent");
+    connection
+        .send(frame(HEADERS, END, 1, &good))
+        .expect("sent");
     server.lines_until("guest: waiting");
-    connection.send(frame(1, 5, 3, &malformed)).expect("sent");
+    connection
+        .send(frame(HEADERS, END, 3, &malformed))
+        .expect("sent");
     let line = server.line();
     assert!(line.contains(" - - 400 0B "), "{line}");
     let rest = [0, 0, 4].map(|flags| {
         let bytes = if flags == 0 { 16_000 } else { 8_000 };
-        frame(9, flags, 5, &vec![b'x'; bytes])
+        frame(CONTINUATION, flags, 5, &vec![b'x'; bytes])
     });
-    let large = [frame(1, 1, 5, &large), rest.concat()].concat();
+    let large = [frame(HEADERS, END_STREAM, 5, &large), rest.concat()].concat();
     connection.send(large).expect("sent");
     let line = server.line();
     assert!(line.contains(" - - 431 0B "), "{line}");
@@ -250,7 +260,7 @@ fn request_without_a_head_is_logged() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let env = [&PATIENT[..], &[("DRAIN_TIMEOUT", "1h")]].concat();
+    let env = [&LONG_TIMEOUTS[..], &[("DRAIN_TIMEOUT", "1h")]].concat();
     let mut server = Server::start(WASI, &env);
     let mut connection = Connection::open(server.address);
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
@@ -258,7 +268,7 @@ fn a_second_signal_ends_it_at_once() {
     server.lines_until("shutting down");
     server.signal(Signal::TERM);
     server.lines_until("told again: 0 requests on 1 connection cut");
-    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
@@ -276,7 +286,7 @@ fn healthcheck_tells_by_its_exit_status() {
             .status
             .success()
     );
-    // A server on all addresses is asked on loopback.
+    // A server on all addresses is checked on loopback.
     assert!(run(&["healthcheck"], &[("PORT", &port)]).status.success());
     drop(server);
     let line = format!("{address} is not healthy: Connection refused (os error 111)");
@@ -285,7 +295,7 @@ fn healthcheck_tells_by_its_exit_status() {
 
 #[test]
 fn healthcheck_takes_only_200_from_http() {
-    for (answer, reason) in [
+    for (response, reason) in [
         (
             "HTTP/1.1 503 Service Unavailable\r\n\r\n",
             "/health answered 503",
@@ -297,9 +307,9 @@ fn healthcheck_takes_only_200_from_http() {
         let address = other.local_addr().expect("an address").to_string();
         let peer = thread::spawn(move || {
             let (mut stream, _) = other.accept()?;
-            io::Write::write_all(&mut stream, answer.as_bytes())?;
+            io::Write::write_all(&mut stream, response.as_bytes())?;
             stream.shutdown(std::net::Shutdown::Write)?;
-            // Until the probe has gone: a close now could overtake the answer.
+            // Until the probe has gone: a close now could overtake the response.
             io::copy(&mut stream, &mut io::sink())
         });
         let output = run(&["healthcheck"], &[("LISTEN", &address)]);
@@ -321,15 +331,15 @@ fn healthcheck_gives_up_on_silence() {
     );
 }
 
-fn get(server: &Server, target: &str) -> io::Result<Answer> {
+fn get(server: &Server, target: &str) -> io::Result<Response> {
     Connection::open(server.address).request("GET", target)
 }
 
-/// A server that can have this much address space, in bytes.
-fn limited(address_space: u64) -> Command {
+/// The command of a server with this limit of address space, in bytes.
+fn with_address_space(address_space: u64) -> Command {
     let mut command = command("sh");
     let script = format!("ulimit -v {}; exec \"$@\"", address_space / 1024);
-    command.args(["-c", &script, "sh"]).args(words());
+    command.args(["-c", &script, "sh"]).args(command_words());
     command.arg(WASI.cwasm());
     command
 }
@@ -339,26 +349,26 @@ const ADDRESS_SPACE_OF_39_BITS: u64 = 1 << 39;
 
 #[test]
 fn an_address_space_of_39_bits_is_enough() {
-    let server = Server::spawn(limited(ADDRESS_SPACE_OF_39_BITS), &[]);
-    assert_eq!(get(&server, "/").expect("an answer").status, 200);
+    let server = Server::spawn(with_address_space(ADDRESS_SPACE_OF_39_BITS), &[]);
+    assert_eq!(get(&server, "/").expect("a response").status, 200);
 }
 
 #[test]
 fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
-    for (address_space, asked) in [
+    for (address_space, max_requests) in [
         (ADDRESS_SPACE_OF_39_BITS, "4096"),
         (64 << 30, "64"),
         (8 << 30, "2"),
     ] {
-        let mut command = limited(address_space);
+        let mut command = with_address_space(address_space);
         command.args(["--listen", "127.0.0.1:0"]);
         let output = command
-            .env("MAX_REQUESTS", asked)
+            .env("MAX_REQUESTS", max_requests)
             .output()
             .expect("it runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
         let rest = format!(
-            "error: MAX_REQUESTS={asked}: the address space that this process may have does not hold as many guests, \
+            "error: MAX_REQUESTS={max_requests}: the address space that this process may have does not hold as many guests, \
              each with 4 GiB; "
         );
         let fit = stderr
@@ -367,21 +377,21 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
         let fit: u64 = fit.and_then(|fit| fit.parse().ok()).expect(&stderr);
         assert_eq!(output.status.code(), Some(1));
         // Stacks of 2 MiB for each guest and what else the process needs take few of the GiB.
-        let most = address_space >> 32;
-        assert!(fit < most && fit >= most - most / 64 - 1, "{fit} of {most}");
-        // The advice holds, in a server that serves as many requests at a time.
+        let max = address_space >> 32;
+        assert!(fit < max && fit >= max - max / 64 - 1, "{fit} of {max}");
+        // A server with that value serves.
         let server = Server::spawn(
-            limited(address_space),
+            with_address_space(address_space),
             &[("MAX_REQUESTS", &fit.to_string())],
         );
-        assert_eq!(get(&server, "/").expect("an answer").status, 200);
+        assert_eq!(get(&server, "/").expect("a response").status, 200);
     }
 }
 
 #[test]
 fn address_space_for_no_guest_ends_it() {
-    let mut limited = limited(1 << 30);
-    let output = limited.args(["--listen", "127.0.0.1:0"]).output();
+    let mut command = with_address_space(1 << 30);
+    let output = command.args(["--listen", "127.0.0.1:0"]).output();
     let output = output.expect("it runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     let line = "error: MAX_REQUESTS=64: the address space that this process may have does not hold as many guests, \
@@ -427,6 +437,6 @@ fn a_body_that_nobody_reads_does_not_cost_the_connection() {
     for _ in 0..2 {
         connection.send(CHUNKED_POST).expect("head sent");
         connection.send_16_chunks().expect("body sent");
-        assert_eq!(connection.answer("POST").expect("an answer").status, 405);
+        assert_eq!(connection.response("POST").expect("a response").status, 405);
     }
 }

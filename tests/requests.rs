@@ -1,4 +1,4 @@
-//! What a route gets of a request: all of it, the same behind each entry point of the service.
+//! Requests as a route receives them: complete, and the same through each entry point of the service.
 //!
 //! Runs against this workspace's server for each entry point; or against another host that serves the
 //! guest `fixtures/service.rs`: `REQUESTS_URL` says where, such as `http://127.0.0.1:5000`, and
@@ -6,14 +6,14 @@
 
 mod harness;
 
-use harness::{Connection, SERVICES, Server, resolve};
+use harness::{Connection, SERVICES, Server, resolve, run_trials};
 use libtest_mimic::{Arguments, Trial};
 use std::env;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-/// A request, and the lines that the route `/mirror` makes of it: method and URI, fields sorted by
-/// name, body, trailers. `$HOST` stands for the server's address.
+/// A request, and the lines that the route `/mirror` returns for it: method and URI, fields sorted by name, body, trailers.
+/// `$HOST` stands for the server's address.
 struct Row {
     name: &'static str,
     request: &'static str,
@@ -36,7 +36,7 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
-        name: "method of its own",
+        name: "unknown method",
         request: "BREW /mirror HTTP/1.1\r\nHost: $HOST\r\n\r\n",
         lines: &["BREW http://$HOST/mirror", "body "],
     },
@@ -73,7 +73,7 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
-        name: "fields of the connection",
+        name: "connection fields",
         request: "GET /mirror HTTP/1.1\r\nHost: $HOST\r\nConnection: keep-alive\r\nUpgrade: x\r\n\r\n",
         lines: &["GET http://$HOST/mirror", "body "],
     },
@@ -87,7 +87,7 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
-        name: "body in chunks",
+        name: "chunked body",
         request: "POST /mirror HTTP/1.1\r\nHost: $HOST\r\nTransfer-Encoding: chunked\r\n\r\n\
                   2\r\nfo\r\n2\r\nur\r\n0\r\n\r\n",
         lines: &["POST http://$HOST/mirror", "body four"],
@@ -106,7 +106,7 @@ const ROWS: &[Row] = &[
     },
 ];
 
-/// What another host is known to do to requests. All else it has to pass on as our server does.
+/// How other hosts are known to change requests. They have to forward the rest as this server does.
 const HOSTS: &[(&str, &[Rule])] = &[
     (
         "Wasmtime, wasi",
@@ -126,7 +126,7 @@ const HOSTS: &[(&str, &[Rule])] = &[
             Rule::HostIsAddress,
             Rule::NoTrailers,
             Rule::AddsFields(&["transfer-encoding", "upgrade"]),
-            Rule::Rejects(&["method of its own"]),
+            Rule::Rejects(&["unknown method"]),
             Rule::Breaks(&["target with scheme and authority", "scheme of a target"]),
         ],
     ),
@@ -150,16 +150,16 @@ enum Rule {
     SchemeIsHttp,
     /// The URI is the target: without scheme and authority, if that is a path.
     UriIsTarget,
-    /// A request without a host is for the address that it came to.
+    /// A request without a host has the server's address as host.
     HostIsAddress,
-    /// Fields whose names begin so come besides.
+    /// Fields are added whose names begin with these.
     AddsFields(&'static [&'static str]),
-    /// Of trailers of one name the last is left.
+    /// Of several trailers of one name only the last is forwarded.
     OnlyLastTrailer,
     NoTrailers,
     /// These rows get no response, or an error.
     Rejects(&'static [&'static str]),
-    /// These rows end the host, so that they are not sent.
+    /// These rows crash the host, so that they are not sent.
     Breaks(&'static [&'static str]),
 }
 
@@ -179,9 +179,7 @@ fn main() -> ExitCode {
             servers.push(server);
         }
     }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(servers);
-    conclusion.exit_code()
+    run_trials(&arguments, trials, servers)
 }
 
 fn trials(
@@ -208,7 +206,7 @@ impl Row {
         let mut connection = Connection::open(address);
         let sent = connection.send(with_address(self.request));
         sent.expect("sent");
-        let response = connection.answer("GET");
+        let response = connection.response("GET");
         let mut expected: Vec<_> = self.lines.iter().map(|line| with_address(line)).collect();
         let mut added: &[&str] = &[];
         for rule in rules {

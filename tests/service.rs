@@ -1,10 +1,10 @@
-//! What becomes of a route's errors, of large responses and of clients that go, behind each entry
-//! point of the service. The routes are in `fixtures/service.rs`.
+//! Errors of routes, large responses and clients that disconnect, through each entry point of the service. The routes are in
+//! `fixtures/service.rs`.
 
 mod harness;
 
 use harness::http2::Http2;
-use harness::{Connection, QUIET, SERVICES, Server, await_that};
+use harness::{Connection, NO_ACCESS_LOG, SERVICES, Server, wait_until};
 use rustix::process::Signal;
 use std::io;
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use std::thread;
 
 const MIB: usize = 1 << 20;
 
-/// Runs a test for each entry point, with these settings besides.
+/// Runs a test for each entry point, with these settings.
 fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) {
     for service in SERVICES {
-        let mut server = Server::start(service, &[&[QUIET], env].concat());
+        let mut server = Server::start(service, &[&[NO_ACCESS_LOG], env].concat());
         test(service.entry, &mut server);
     }
 }
 
-/// Ends the server; returns what it has logged, without the times.
-fn log_to_the_end(server: &mut Server) -> Vec<String> {
+/// Shuts the server down; returns the messages of the rest of its log.
+fn remaining_log(server: &mut Server) -> Vec<String> {
     server.signal(Signal::TERM);
     let lines = server.lines_until("shutting down").into_iter();
     let message = |line: String| line.splitn(3, ' ').nth(2).map(str::to_owned);
@@ -30,8 +30,7 @@ fn log_to_the_end(server: &mut Server) -> Vec<String> {
         .collect()
 }
 
-/// Sends a request; checks that the client gets a 500 that shows nothing, the log one line, and that
-/// the server goes on.
+/// Checks that the client gets a 500 without details and the log one line, and that the next request is served.
 #[track_caller]
 fn assert_fails(path: &str, line: &str) {
     for_each_entry_point(&[], |entry, server| {
@@ -46,7 +45,7 @@ fn assert_fails(path: &str, line: &str) {
         );
         let next = connection.request("GET", "/").expect("a response");
         assert_eq!(next.body, b"fine", "{entry}");
-        assert_eq!(log_to_the_end(server), [line], "{entry}");
+        assert_eq!(remaining_log(server), [line], "{entry}");
     });
 }
 
@@ -81,7 +80,7 @@ fn forbidden_field_returns_500_and_logs_its_name() {
     );
 }
 
-/// Nothing of the response has been sent yet, so that the client still gets a status.
+/// Nothing of the response has been sent at that time, so that the status can still be 500.
 #[test]
 fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
     for_each_entry_point(&[], |entry, server| {
@@ -89,15 +88,15 @@ fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
         connection
             .send_request("GET", "/half-at-once")
             .expect("sent");
-        let response = connection.answer("GET").expect("a response");
+        let response = connection.response("GET").expect("a response");
         assert_eq!(response.status, 500, "{entry}");
         assert_eq!(response.body, b"Internal Server Error", "{entry}");
         let line = "guest: GET /half-at-once: the error: the cause";
-        assert_eq!(log_to_the_end(server), [line], "{entry}");
+        assert_eq!(remaining_log(server), [line], "{entry}");
     });
 }
 
-/// Where the body ends with the connection, an orderly end would make it whole (RFC 9112, section 6.3).
+/// A body without a length ends with the connection, so that an orderly close would make it look complete (RFC 9112, section 6.3).
 #[test]
 fn error_of_a_started_body_resets_an_http_1_0_connection() {
     for_each_entry_point(&[], |entry, server| {
@@ -106,10 +105,10 @@ fn error_of_a_started_body_resets_an_http_1_0_connection() {
         connection.send(head).expect("sent");
         connection.read_until(b"half").expect("half a response");
         connection.send("x").expect("sent");
-        let end = connection.rest().expect_err("no end");
+        let end = connection.read_to_end().expect_err("no end");
         assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{entry}");
         let line = "guest: POST /half: the error: the cause";
-        assert_eq!(log_to_the_end(server), [line], "{entry}");
+        assert_eq!(remaining_log(server), [line], "{entry}");
     });
 }
 
@@ -133,9 +132,9 @@ fn error_of_a_started_body_breaks_the_connection() {
             assert!(half.starts_with(b"HTTP/1.1 200 OK\r\n"), "{entry}");
             connection.send("x").expect("sent");
             // The end of a chunked body would be another chunk (RFC 9112, section 7.1).
-            let rest = connection.rest().expect("the end");
+            let rest = connection.read_to_end().expect("the end");
             assert_eq!(String::from_utf8_lossy(&rest), "", "{entry}");
-            assert_eq!(log_to_the_end(server), [line], "{entry}");
+            assert_eq!(remaining_log(server), [line], "{entry}");
         });
     }
 }
@@ -154,12 +153,12 @@ fn error_of_a_started_body_resets_the_http2_stream() {
             assert!(end.is_err_and(|error| error.is_reset()), "{entry}");
             let (response, _) = client.send("GET", "/", true);
             assert_eq!(client.wait(response).expect("a response").status(), 200);
-            assert_eq!(log_to_the_end(server), [line], "{entry}");
+            assert_eq!(remaining_log(server), [line], "{entry}");
         });
     }
 }
 
-/// More than the host takes of a body before the guest has to wait.
+/// Larger than what the host buffers before the guest has to wait.
 const LARGE: [(&str, Option<usize>); 2] = [("/large", Some(MIB)), ("/large-in-pieces", None)];
 
 #[test]
@@ -175,14 +174,14 @@ fn large_responses_come_whole() {
         let mut connection = Connection::open(server.address);
         let response = connection.request("GET", "/large").expect("a response");
         assert_eq!(response.body.len(), MIB, "{entry}");
-        // In pieces of what the host takes at a time, whose size is the first line of each chunk (RFC 9112, section 7.1).
+        // In pieces of the size that the host reads, which is the first line of each chunk (RFC 9112, section 7.1).
         connection
             .send_request("GET", "/large-in-pieces")
             .expect("sent");
         let response = connection.read_until(b"\r\n0\r\n\r\n").expect("a response");
         let chunks = response.windows(8).filter(|it| it == b"\r\n4000\r\n");
         assert_eq!(chunks.count(), MIB >> 14, "{entry}");
-        assert!(log_to_the_end(server).is_empty(), "{entry}");
+        assert!(remaining_log(server).is_empty(), "{entry}");
     });
 }
 
@@ -196,7 +195,7 @@ fn head_of_a_large_response_has_no_body() {
             let response = connection.request("HEAD", path).expect("a response");
             assert_eq!(response.status, 200, "{entry} {path}");
             assert_eq!(response.header("content-length"), length, "{entry} {path}");
-            // Still in step: a body where none belongs would show here.
+            // An unexpected body would be read as the head of this response.
             let next = connection.request("GET", "/").expect("a response");
             assert_eq!(next.body, b"fine", "{entry} {path}");
 
@@ -211,18 +210,18 @@ fn head_of_a_large_response_has_no_body() {
                 "{entry} {path}"
             );
         }
-        assert!(log_to_the_end(server).is_empty(), "{entry}");
+        assert!(remaining_log(server).is_empty(), "{entry}");
     });
 }
 
-/// The guest does not have to write all of a body that nobody gets.
+/// The guest does not have to write all of a body that is discarded.
 #[test]
 fn head_of_an_endless_response_ends_its_guest_quietly() {
-    assert_ends_quietly(|server| {
+    assert_ends_without_error(|server| {
         let mut connection = Connection::open(server.address);
         let response = connection.request("HEAD", "/endless").expect("a response");
         assert_eq!(response.status, 200);
-        await_served(server.address);
+        wait_until_served(server.address);
     });
 }
 
@@ -234,82 +233,82 @@ fn length_of_a_body_that_is_left_out_is_no_error() {
             connection
                 .send_request(method, "/length-without-body")
                 .expect("sent");
-            let response = connection.answer("HEAD").expect("a response");
+            let response = connection.response("HEAD").expect("a response");
             assert_eq!(response.status, status, "{entry}");
         }
-        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
+        assert_eq!(remaining_log(server), [""; 0], "{entry}");
     });
 }
 
-/// The guest that writes the response fails as soon as nobody reads it; that is no news.
+/// Its writes fail, which is not logged as an error.
 #[test]
 fn client_that_goes_ends_its_guest_quietly() {
     for path in ["/large", "/large-in-pieces", "/endless"] {
-        assert_ends_quietly(|server| {
+        assert_ends_without_error(|server| {
             let mut connection = Connection::open(server.address);
             connection.send_request("GET", path).expect("sent");
             connection.read_until(b"\r\n\r\n").expect("a head");
             drop(connection);
-            await_served(server.address);
+            wait_until_served(server.address);
         });
-        assert_ends_quietly(|server| {
+        assert_ends_without_error(|server| {
             let mut client = Http2::connect(server.address);
             let (response, _) = client.send("GET", path, true);
             let mut body = client.wait(response).expect("a response").into_body();
             client.wait(body.data()).expect("a piece").expect("a piece");
-            drop(body); // Resets the stream, and no more than that.
+            drop(body); // Resets the stream alone.
             client.wait_until(|| is_served(server.address));
         });
     }
 }
 
-/// A guest that reads the request gets no error, either.
+/// A guest that reads the request body gets no error.
 #[test]
 fn client_that_goes_while_it_sends_ends_its_guest_quietly() {
     let head = |path: &str| {
         let fields = "Host: test\r\nTransfer-Encoding: chunked";
         format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n4\r\npart\r\n")
     };
-    // Before the response has begun.
-    assert_ends_quietly(|server| {
+    // Before the response.
+    assert_ends_without_error(|server| {
         let mut connection = Connection::open(server.address);
         connection.send(head("/collect")).expect("sent");
         server.lines_until("guest: collecting");
         drop(connection);
-        await_served(server.address);
+        wait_until_served(server.address);
     });
-    assert_ends_quietly(|server| {
+    assert_ends_without_error(|server| {
         let mut client = Http2::connect(server.address);
         let (_response, mut request) = client.send("POST", "/collect", false);
         request.send_data("part".into(), false).expect("sent");
         thread::scope(|scope| {
             let log = scope.spawn(|| server.lines_until("guest: collecting"));
-            // The connection sends while its runtime runs.
+            // The connection sends only while its runtime runs.
             client.wait_until(|| log.is_finished());
         });
         drop(client);
-        await_served(server.address);
+        wait_until_served(server.address);
     });
-    // And after.
-    assert_ends_quietly(|server| {
+    // After the response has started.
+    assert_ends_without_error(|server| {
         let mut connection = Connection::open(server.address);
         connection.send(head("/echo")).expect("sent");
         connection.read_until(b"part\r\n").expect("a piece");
         drop(connection);
-        await_served(server.address);
+        wait_until_served(server.address);
     });
-    assert_ends_quietly(|server| {
+    assert_ends_without_error(|server| {
         let mut client = Http2::connect(server.address);
         let (response, mut request) = client.send("POST", "/echo", false);
         request.send_data("part".into(), false).expect("sent");
         let mut body = client.wait(response).expect("a response").into_body();
         client.wait(body.data()).expect("a piece").expect("a piece");
         drop(client);
-        await_served(server.address);
+        wait_until_served(server.address);
     });
 }
 
-/// A request that ends before its body does, or whose body is malformed, is the client's mistake.
+/// A truncated or malformed body is an error of the client.
 #[test]
 fn request_that_is_not_whole_gets_400() {
     for_each_entry_point(&[], |entry, server| {
@@ -321,16 +320,16 @@ fn request_that_is_not_whole_gets_400() {
             let head = format!("POST /collect HTTP/1.1\r\nHost: test\r\n{rest}");
             let mut connection = Connection::open(server.address);
             connection.send(&head).expect("sent");
-            connection.shut_down().expect("shut down");
-            let response = connection.answer("POST").expect("a response");
+            connection.shutdown_write().expect("shut down");
+            let response = connection.response("POST").expect("a response");
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }
         // No guest has started.
-        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
+        assert_eq!(remaining_log(server), [""; 0], "{entry}");
     });
 }
 
-/// A guest starts with a part of the body if the client pauses, and then sees no error.
+/// A guest starts with a part of the body if the client pauses. It is ended without an error.
 #[test]
 fn request_that_is_not_whole_gets_400_from_a_guest_that_reads_it() {
     for_each_entry_point(&[], |entry, server| {
@@ -347,29 +346,29 @@ fn request_that_is_not_whole_gets_400_from_a_guest_that_reads_it() {
             connection.send(head).expect("sent");
             server.lines_until("guest: collecting");
             connection.send(rest).expect("sent");
-            connection.shut_down().expect("shut down");
-            let response = connection.answer("POST").expect("a response");
+            connection.shutdown_write().expect("shut down");
+            let response = connection.response("POST").expect("a response");
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }
-        assert_eq!(log_to_the_end(server), [""; 0], "{entry}");
+        assert_eq!(remaining_log(server), [""; 0], "{entry}");
     });
 }
 
-/// Runs a test in which a client goes, on a server that has room for one request: until the guest has
-/// ended, others are rejected. The server logs nothing of it.
-fn assert_ends_quietly(test: impl Fn(&mut Server)) {
+/// Runs a test in which a client disconnects, on a server for one request at a time, which rejects others until the guest has
+/// ended. Checks that the server logs nothing else.
+fn assert_ends_without_error(test: impl Fn(&mut Server)) {
     for_each_entry_point(
         &[("MAX_REQUESTS", "1"), ("GUEST_TIMEOUT", "1h")],
         |entry, server| {
             test(server);
-            assert_eq!(own_lines(server), [""; 0], "{entry}");
+            assert_eq!(log_without_rejections(server), [""; 0], "{entry}");
         },
     );
 }
 
-/// What the server has logged at its end, but that others asked while the guest was there.
-fn own_lines(server: &mut Server) -> Vec<String> {
-    let mut log = log_to_the_end(server);
+/// The rest of the log, without the rejections of other requests.
+fn log_without_rejections(server: &mut Server) -> Vec<String> {
+    let mut log = remaining_log(server);
     log.retain(|line| !line.starts_with("MAX_REQUESTS"));
     log
 }
@@ -380,8 +379,8 @@ fn is_served(address: SocketAddr) -> bool {
     response.expect("a response").status == 200
 }
 
-fn await_served(address: SocketAddr) {
-    await_that("the guest is gone", || is_served(address));
+fn wait_until_served(address: SocketAddr) {
+    wait_until("the guest has ended", || is_served(address));
 }
 
 #[test]

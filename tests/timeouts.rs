@@ -1,9 +1,13 @@
-//! Each timeout at its default, over each protocol: for the first request of a connection and for a later one, whatever else
-//! happens on the connection meanwhile.
+//! Each timeout at its default, over each protocol, for the first request of a connection and for a later one, while other things
+//! happen on the connection.
 
 mod harness;
 
-use harness::http2::{Http2, frame, http2_head, http2_preface, http2_without_window};
+use harness::frames::{
+    CANCEL, END, END_STREAM, GOAWAY, HEADERS, METHOD_GET, PING, RST_STREAM, WINDOW_UPDATE, frame,
+    http2_head, http2_preface, http2_without_window, read_frame,
+};
+use harness::http2::Http2;
 use harness::{Connection, RAW, Server};
 use rustix::process::Signal;
 use std::net::SocketAddr;
@@ -17,29 +21,29 @@ const WRITE: u64 = 30;
 const GUEST: u64 = 5;
 const DRAIN: u64 = 8;
 
-/// What other work on the machine may take of a timeout's precision.
-const LATE: u64 = 3;
+/// By how much a timeout may be late because of other work on the machine, in seconds.
+const TOLERANCE: u64 = 3;
 
-/// The time between two things that happen meanwhile.
-const MEANWHILE: Duration = Duration::from_millis(400);
+/// The time between two other things on the connection.
+const INTERVAL: Duration = Duration::from_millis(400);
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// A name for the failure of a case.
+/// The name of a case, for its failure.
 type Case = &'static str;
 
 #[track_caller]
-fn assert_took(case: Case, begun: Instant, limit: u64, late: u64) {
-    let took = begun.elapsed();
-    // The clock of the server has started after this one.
-    let limits = Duration::from_secs(limit)..Duration::from_secs(limit + late + LATE);
+fn assert_took(case: Case, started: Instant, limit: u64, late: u64) {
+    let took = started.elapsed();
+    // The server's timer starts after this one.
+    let limits = Duration::from_secs(limit)..Duration::from_secs(limit + late + TOLERANCE);
     assert!(limits.contains(&took), "{case}: {took:?}, not {limit} s");
 }
 
-/// Waits for the server to close the connection, which it does at the limit. Returns what it has sent.
-fn await_end(
+/// Waits for the server to close the connection, which it does at the limit. Returns the bytes that it has sent.
+fn wait_for_close(
     case: Case,
-    (mut connection, begun): (Connection, Instant),
+    (mut connection, started): (Connection, Instant),
     meanwhile: impl Fn(u32) -> Vec<u8>,
     limit: u64,
     late: u64,
@@ -48,17 +52,17 @@ fn await_end(
     let mut times = 0;
     while connection.receive(&mut received) {
         assert!(
-            begun.elapsed() < Duration::from_secs(limit + late + LATE),
-            "{case}: it stays"
+            started.elapsed() < Duration::from_secs(limit + late + TOLERANCE),
+            "{case}: the connection stays open"
         );
-        if begun.elapsed() > MEANWHILE * (times + 1) {
+        if started.elapsed() > INTERVAL * (times + 1) {
             times += 1;
             // Fails if the connection is closed.
             let _ = connection.send(meanwhile(times));
         }
         thread::sleep(Duration::from_millis(50));
     }
-    assert_took(case, begun, limit, late);
+    assert_took(case, started, limit, late);
     received
 }
 
@@ -66,20 +70,20 @@ fn nothing(_: u32) -> Vec<u8> {
     Vec::new()
 }
 
-/// Three connections on which these bytes are sent: as the first request, after another, and behind another; and when that
-/// was.
+/// Three connections on which these bytes are sent, and the time of that: as the first request, after a response, and
+/// pipelined.
 fn connections(address: SocketAddr, bytes: &str) -> [(Case, (Connection, Instant)); 3] {
-    let open = || Connection::open_narrow(address);
-    let begun = Instant::now();
+    let open = || Connection::open_with_small_buffer(address);
+    let started = Instant::now();
     let (mut first, mut later, mut pipelined) = (open(), open(), open());
     first.send(bytes).expect("sent");
     later.send(GET).expect("sent");
-    assert_eq!(later.answer("GET").expect("a response").body, b"fine");
+    assert_eq!(later.response("GET").expect("a response").body, b"fine");
     later.send(bytes).expect("sent");
     pipelined.send(format!("{GET}{bytes}")).expect("sent");
-    assert_eq!(pipelined.answer("GET").expect("a response").body, b"fine");
+    assert_eq!(pipelined.response("GET").expect("a response").body, b"fine");
     [("first", first), ("later", later), ("pipelined", pipelined)]
-        .map(|(case, it)| (case, (it, begun)))
+        .map(|(case, it)| (case, (it, started)))
 }
 
 #[test]
@@ -88,53 +92,56 @@ fn timeouts_hold_over_http1() {
     let address = server.address;
     thread::scope(|scope| {
         for (case, connection) in connections(address, "") {
-            scope.spawn(move || await_end(case, connection, nothing, IDLE, 0));
+            scope.spawn(move || wait_for_close(case, connection, nothing, IDLE, 0));
         }
         for (case, connection) in connections(address, "GET / HTTP/1.1\r\nx: ") {
-            scope.spawn(move || await_end(case, connection, nothing, HEADER, 0));
+            scope.spawn(move || wait_for_close(case, connection, nothing, HEADER, 0));
         }
         for (case, connection) in connections(address, "GET / HTTP/1.1\r\nx: ") {
-            scope.spawn(move || await_end(case, connection, |_| b"x".to_vec(), HEADER, 0));
+            scope.spawn(move || wait_for_close(case, connection, |_| b"x".to_vec(), HEADER, 0));
         }
         for (case, connection) in connections(address, "GET /large HTTP/1.1\r\nHost: test\r\n\r\n")
         {
             scope.spawn(move || {
-                let (connection, begun) = connection;
-                // `await_end` would take the response.
-                while harness::established(address).contains(&connection.port()) {
+                let (connection, started) = connection;
+                // `wait_for_close` would read the response.
+                while harness::established(address).contains(&connection.local_port()) {
                     assert!(
-                        begun.elapsed() < Duration::from_secs(WRITE + LATE),
-                        "{case}: it stays"
+                        started.elapsed() < Duration::from_secs(WRITE + TOLERANCE),
+                        "{case}: the connection stays open"
                     );
                     thread::sleep(Duration::from_millis(100));
                 }
-                assert_took(case, begun, WRITE, 0);
+                assert_took(case, started, WRITE, 0);
             });
         }
         let half_body = "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
         let wait = "GET /wait HTTP/1.1\r\nHost: test\r\n\r\n";
-        // The guest has started with the half that was there, and responds with its error.
+        // The guest starts with the half that has arrived, and responds with its error.
         let stalled = (half_body, BODY, "connection read timeout");
         for (bytes, limit, text) in [stalled, (wait, GUEST, "Gateway Timeout")] {
-            for (case, (mut connection, begun)) in connections(address, bytes) {
+            for (case, (mut connection, started)) in connections(address, bytes) {
                 scope.spawn(move || {
-                    let response = connection.answer("GET").expect("a response");
+                    let response = connection.response("GET").expect("a response");
                     let body = String::from_utf8_lossy(&response.body);
                     assert!(body.contains(text), "{case}: {body}");
-                    assert_took(case, begun, limit, 0);
+                    assert_took(case, started, limit, 0);
                 });
             }
         }
-        // A body that comes after its response is no head.
+        // The rest of a body after its response is not the head of a request.
         let mut connection = Connection::open(address);
-        let begun = Instant::now();
+        let started = Instant::now();
         scope.spawn(move || {
             connection
                 .send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nx")
                 .expect("sent");
-            assert_eq!(connection.answer("POST").expect("a response").body, b"fine");
+            assert_eq!(
+                connection.response("POST").expect("a response").body,
+                b"fine"
+            );
             let rest = |time| if time <= 3 { b"x".to_vec() } else { Vec::new() };
-            await_end("late body", (connection, begun), rest, IDLE, 0);
+            wait_for_close("late body", (connection, started), rest, IDLE, 0);
         });
     });
 }
@@ -144,47 +151,45 @@ fn drain_timeout_cuts_what_does_not_end() {
     let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "1m")]);
     let mut connection = Connection::open(server.address);
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
-    // It has come when a later one has been served.
+    // The server has it when it has served a later one.
     Connection::open(server.address)
         .request("GET", "/")
         .expect("a response");
-    let begun = Instant::now();
+    let started = Instant::now();
     server.signal(Signal::TERM);
     server.lines_until("out of time: 0 requests on 1 connection cut");
-    assert_took("drain", begun, DRAIN, 0);
-    assert_eq!(server.end().code(), Some(0));
+    assert_took("drain", started, DRAIN, 0);
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 /// A request for `/` and its reset, on a stream of its own.
 fn http2_request_and_reset(time: u32) -> Vec<u8> {
     let stream = 1001 + 2 * time;
-    let get = frame(1, 5, stream, &http2_head(0x82, "/"));
-    [get, frame(3, 0, stream, &8_u32.to_be_bytes())].concat()
+    let get = frame(HEADERS, END, stream, &http2_head(METHOD_GET, "/"));
+    [get, frame(RST_STREAM, 0, stream, CANCEL)].concat()
 }
 
 fn http2_ping(_: u32) -> Vec<u8> {
-    frame(6, 0, 0, b"whatever")
+    frame(PING, 0, 0, b"whatever")
 }
 
-/// A byte more for the stream that is first or later.
+/// A byte more for the window of the stream and of the connection.
 fn http2_increments(_: u32) -> Vec<u8> {
     let more = 1_u32.to_be_bytes();
-    [frame(8, 0, 101, &more), frame(8, 0, 0, &more)].concat()
+    [
+        frame(WINDOW_UPDATE, 0, 101, &more),
+        frame(WINDOW_UPDATE, 0, 0, &more),
+    ]
+    .concat()
 }
 
-/// Whether GOAWAY is among these frames (RFC 9113, section 6.8).
+/// Returns true if GOAWAY is among these frames (RFC 9113, section 6.8).
 fn has_goaway(mut frames: &[u8]) -> bool {
-    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = frames {
-        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-        if *kind == 7 {
-            return true;
-        }
-        frames = rest.get(length..).unwrap_or_default();
-    }
-    false
+    let mut kinds = std::iter::from_fn(|| read_frame(&mut frames).ok().map(|(kind, ..)| kind));
+    kinds.any(|kind| kind == GOAWAY)
 }
 
-/// What is sent at the begin of a connection, for the first request or a later one, and meanwhile; and the timeout.
+/// A name; what is sent at the start of the connection, as the request, and at each interval; and the timeout.
 type Http2Case<'a> = (Case, &'a [u8], &'a [u8], fn(u32) -> Vec<u8>, u64);
 
 #[test]
@@ -192,9 +197,9 @@ fn timeouts_hold_over_http2() {
     let server = Server::start(RAW, &[]);
     let address = server.address;
     let preface = http2_without_window(0);
-    let get = |path: &str| frame(1, 5, 101, &http2_head(0x82, path));
+    let get = |path: &str| frame(HEADERS, END, 101, &http2_head(METHOD_GET, path));
     let head = get("/");
-    let open_head = frame(1, 1, 101, &http2_head(0x82, "/"));
+    let open_head = frame(HEADERS, END_STREAM, 101, &http2_head(METHOD_GET, "/"));
     let large = get("/large");
     // Streams have 1 GiB each, and the connection 64 KiB.
     let window = http2_preface(&[0, 4, 0x40, 0, 0, 0]);
@@ -250,16 +255,21 @@ fn timeouts_hold_over_http2() {
     thread::scope(|scope| {
         for (case, begin, bytes, meanwhile, limit) in cases {
             for is_first in [true, false] {
-                let begun = Instant::now();
+                let started = Instant::now();
                 let mut connection = Connection::open(address);
                 connection.send(begin).expect("sent");
                 if !is_first {
                     // A response without a body, which needs no window.
                     connection
-                        .send(frame(1, 5, 1, &http2_head(0x82, "/not-modified")))
+                        .send(frame(
+                            HEADERS,
+                            END,
+                            1,
+                            &http2_head(METHOD_GET, "/not-modified"),
+                        ))
                         .expect("sent");
                     let mut received = Vec::new();
-                    harness::await_that("there is a response", || {
+                    harness::wait_until("there is a response", || {
                         connection.receive(&mut received);
                         received
                             .windows(9)
@@ -268,13 +278,14 @@ fn timeouts_hold_over_http2() {
                 }
                 connection.send(bytes).expect("sent");
                 scope.spawn(move || {
-                    // Others on the connection have so much longer.
-                    let received = await_end(case, (connection, begun), meanwhile, limit, GUEST);
+                    // Other streams of the connection may take so much longer.
+                    let received =
+                        wait_for_close(case, (connection, started), meanwhile, limit, GUEST);
                     assert!(has_goaway(&received), "{case}: no GOAWAY");
                 });
             }
         }
-        // Each stream has its own.
+        // Each stream has its own timeout.
         for is_first in [true, false] {
             let stalled = ("/body", BODY, "connection read timeout");
             for (path, limit, text) in [stalled, ("/wait", GUEST, "Gateway Timeout")] {
@@ -284,7 +295,7 @@ fn timeouts_hold_over_http2() {
                         let (response, _) = client.send("GET", "/", true);
                         client.wait(response).expect("a response");
                     }
-                    let begun = Instant::now();
+                    let started = Instant::now();
                     let (response, mut request) = client.send("POST", path, path == "/wait");
                     if path == "/body" {
                         request.send_data("half".into(), false).expect("sent");
@@ -292,7 +303,7 @@ fn timeouts_hold_over_http2() {
                     let mut response = std::pin::pin!(response);
                     loop {
                         let waited =
-                            async { tokio::time::timeout(MEANWHILE, response.as_mut()).await };
+                            async { tokio::time::timeout(INTERVAL, response.as_mut()).await };
                         if let Ok(response) = client.wait(waited) {
                             let mut body = response.expect("a response").into_body();
                             let body = client.wait(body.data()).expect("a body").expect("a piece");
@@ -300,10 +311,10 @@ fn timeouts_hold_over_http2() {
                             assert!(body.contains(text), "{path}: {body}");
                             break;
                         }
-                        // Dropped, it is reset.
+                        // Dropping it resets the stream.
                         drop(client.send("GET", "/", true));
                     }
-                    assert_took(path, begun, limit, 0);
+                    assert_took(path, started, limit, 0);
                 });
             }
         }

@@ -1,16 +1,16 @@
-//! HTTP/2 for the tests: a client, and frames as they are sent.
+//! An HTTP/2 client.
 
-use super::{Answer, TIMEOUT};
+use super::{Response, TIMEOUT};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// An HTTP/2 connection, with the runtime that it needs.
+/// A connection with its runtime. It sends and receives only while a method runs.
 pub struct Http2 {
     runtime: tokio::runtime::Runtime,
     client: h2::client::SendRequest<bytes::Bytes>,
 }
 
-pub type Response = h2::client::ResponseFuture;
+pub type PendingResponse = h2::client::ResponseFuture;
 
 impl Http2 {
     pub fn connect(address: SocketAddr) -> Self {
@@ -26,13 +26,14 @@ impl Http2 {
         Self { runtime, client }
     }
 
+    /// Sends a request; `end_stream` says that it has no body.
     pub fn send(
         &mut self,
         method: &str,
         path: &str,
-        whole: bool,
-    ) -> (Response, h2::SendStream<bytes::Bytes>) {
-        self.send_with(method, path, &[], whole)
+        end_stream: bool,
+    ) -> (PendingResponse, h2::SendStream<bytes::Bytes>) {
+        self.send_with(method, path, &[], end_stream)
     }
 
     fn send_with(
@@ -40,8 +41,8 @@ impl Http2 {
         method: &str,
         path: &str,
         fields: &[(&str, &str)],
-        whole: bool,
-    ) -> (Response, h2::SendStream<bytes::Bytes>) {
+        end_stream: bool,
+    ) -> (PendingResponse, h2::SendStream<bytes::Bytes>) {
         let ready = self.runtime.block_on(self.client.clone().ready());
         self.client = ready.expect("an open connection");
         let request = http::Request::builder().method(method);
@@ -50,10 +51,13 @@ impl Http2 {
             .iter()
             .fold(request, |it, (name, value)| it.header(*name, *value));
         let request = request.body(());
-        let sent = self.client.send_request(request.expect("a request"), whole);
+        let sent = self
+            .client
+            .send_request(request.expect("a request"), end_stream);
         sent.expect("sent")
     }
 
+    /// Waits for a future, while the connection sends and receives.
     pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         let limited = async { tokio::time::timeout(TIMEOUT, future).await };
         self.runtime.block_on(limited).expect("in time")
@@ -69,12 +73,12 @@ impl Http2 {
     }
 
     /// Sends a request without a body, and receives its response.
-    pub fn request(&mut self, method: &str, path: &str) -> Answer {
+    pub fn request(&mut self, method: &str, path: &str) -> Response {
         self.request_with(method, path, &[])
     }
 
-    /// The same with fields.
-    pub fn request_with(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    /// Sends a request with fields and without a body, and receives its response.
+    pub fn request_with(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response {
         let (response, _) = self.send_with(method, path, fields, true);
         let (head, mut body) = self.wait(response).expect("a response").into_parts();
         let body = self.wait(async {
@@ -86,7 +90,7 @@ impl Http2 {
         });
         let text = |value: &http::HeaderValue| value.to_str().expect("ASCII").to_owned();
         let fields = head.headers.iter();
-        Answer {
+        Response {
             status: head.status.as_u16(),
             headers: fields
                 .map(|(name, value)| (name.to_string(), text(value)))
@@ -95,7 +99,7 @@ impl Http2 {
         }
     }
 
-    /// The number of bytes that a body has.
+    /// Reads a body; returns its length in bytes.
     pub fn read_to_end(&self, mut body: h2::RecvStream) -> Result<usize, h2::Error> {
         self.wait(async {
             let mut bytes = 0;
@@ -107,38 +111,4 @@ impl Http2 {
             Ok(bytes)
         })
     }
-}
-
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = payload.len() as u32;
-    let head = [
-        &length.to_be_bytes()[1..],
-        &[kind, flags],
-        &stream.to_be_bytes(),
-    ]
-    .concat();
-    [&head, payload].concat()
-}
-
-/// The begin of an HTTP/2 connection, with these settings (RFC 9113, section 3.4).
-pub fn http2_preface(settings: &[u8]) -> Vec<u8> {
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    [preface, &frame(4, 0, 0, settings)[..]].concat()
-}
-
-/// The begin of an HTTP/2 connection whose streams have a window of no bytes, with requests for `/`.
-pub fn http2_without_window(requests: u32) -> Vec<u8> {
-    let mut bytes = http2_preface(&[0, 4, 0, 0, 0, 0]);
-    for request in 0..requests {
-        // GET, http, / and the authority `test` (RFC 7541, appendix A), with END_STREAM and END_HEADERS.
-        bytes.extend(frame(1, 5, 1 + 2 * request, b"\x82\x86\x84\x41\x04test"));
-    }
-    bytes
-}
-
-/// Fields of a request (RFC 7541, appendix A): the method's index, http, a path and the authority `test`.
-pub fn http2_head(method: u8, path: &str) -> Vec<u8> {
-    let path = [&[0x44, path.len() as u8], path.as_bytes()].concat();
-    [&[method, 0x86], &path[..], b"\x41\x04test"].concat()
 }

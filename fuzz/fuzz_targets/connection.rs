@@ -1,10 +1,10 @@
-//! Sends bytes to a server as a client would, over a socket, and reads what comes back: the server
-//! must respond or close, and go on. Every line that it logs must be one that a log may have. If the first byte is 0x80 or
-//! more, with which no request of HTTP/1 begins, the others are sent behind the preface of HTTP/2.
+//! Sends bytes to a server over a socket. The server has to respond or close the connection, and to continue. Every line of its
+//! log has to be valid. If the first byte is 0x80 or more, which no HTTP/1 request starts with, the others follow the preface of
+//! HTTP/2.
 //!
 //! `COMPONENT=… cargo fuzz run --sanitizer none connection DIRECTORY`, with the service's `.cwasm`; a panic on any
-//! thread ends it. The directory begins with what `corpus.tar.gz` holds. After a longer run, the fuzzer leaves in another
-//! one what is worth keeping (`-set_cover_merge=1 -max_len=4096 NEW OLD`), which is packed again by
+//! thread ends the run. The directory starts with the contents of `corpus.tar.gz`. After a longer run, merge it into a new
+//! directory (`-set_cover_merge=1 -max_len=4096 NEW OLD`), and pack that by
 //! `tar --sort=name --mtime=@0 --owner=0 --group=0 -C NEW -c . | gzip -9n`.
 
 #![no_main]
@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 /// The preface and SETTINGS (RFC 9113, section 3.4).
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// How long the server may take.
+/// The longest wait for the server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
@@ -45,35 +45,35 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
         let (_never, stop) = mpsc::channel(1);
         runtime
             .block_on(server.run(workers, stop))
-            .expect("it serves");
+            .expect("the server runs");
     });
     address
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut stream = TcpStream::connect(*SERVER).expect("it listens");
+    let mut stream = TcpStream::connect(*SERVER).expect("a connection");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a socket");
     stream.set_write_timeout(Some(TIMEOUT)).expect("a socket");
-    // The server may close before it has everything.
-    let (begin, bytes) = match bytes {
+    // The server may close the connection before it has received everything.
+    let (preface, bytes) = match bytes {
         [0x80..=0xff, bytes @ ..] => (HTTP2, bytes),
         bytes => (&[][..], bytes),
     };
-    let sent = stream.write_all(&[begin, bytes].concat());
+    let sent = stream.write_all(&[preface, bytes].concat());
     let _ = sent.and_then(|()| stream.shutdown(Shutdown::Write));
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
+    let mut response = Vec::new();
+    match stream.read_to_end(&mut response) {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             panic!(
-                "neither answered nor closed; so far: {}",
-                answer.escape_ascii()
+                "neither responded nor closed; received: {}",
+                response.escape_ascii()
             );
         }
         _ => {}
     }
 });
 
-/// Takes lines of log and looks at them.
+/// Checks each line of the log.
 #[derive(Default)]
 struct CheckedLog(Vec<u8>);
 
@@ -92,7 +92,7 @@ impl Write for CheckedLog {
     }
 }
 
-/// A line is printable, and a request's line has its eight fields, and behind them its ids: none of them is forged.
+/// Checks that a line is printable, and that a line of a request has eight fields, followed by ids.
 fn check(line: &[u8]) {
     let line = str::from_utf8(line).expect("UTF-8");
     let prints = |c: char| c.is_ascii_punctuation() || c.escape_debug().len() == 1;
@@ -110,7 +110,7 @@ fn check(line: &[u8]) {
     assert!(path.starts_with(['/', '*', '-']), "{line}");
     assert!(size.ends_with('B') && took.ends_with("us"), "{line}");
     let may_be = |status: u16| match status {
-        // A stream more than there may be.
+        // A stream over the limit.
         503 => *method == "-",
         status => status < 500 || status == 501,
     };

@@ -46,7 +46,7 @@ is_healthy_and_stops() {
 # The tests of load, with the server as process 1 of a container: `docker run` passes signals on.
 drains_as_process_1() {
   SERVER="$(command -v docker) run --rm --label ci --network host -e ACCESS_LOG -e MANAGEMENT_LISTEN=off -v $PWD/target:$PWD/target:ro wasi-essentials:ci" \
-    cargo test --package server --test load cut -- --nocapture
+    cargo test --package server --test load shutdown_drops_no -- --nocapture
 }
 
 # At the defaults, with the limits of compose.yaml. The worst clients come back when they are cut: 40 s is longer than each

@@ -118,7 +118,7 @@ fn sha256(path: &Path) -> String {
 }
 
 #[test]
-fn same_input_gives_same_bytes() {
+fn compilation_is_reproducible() {
     let directory = directory("same");
     for guest in [WASI, SPIN] {
         let once = compile(&guest.wasm(), &directory.join("once.cwasm"), &[]);
@@ -132,7 +132,7 @@ fn same_input_gives_same_bytes() {
 }
 
 #[test]
-fn targets_have_two_names() {
+fn targets_have_aliases() {
     let directory = directory("targets");
     let mut compiled = [["x86_64", "amd64"], ["aarch64", "arm64"]].map(|names| {
         let [one, other] = names.map(|name| {
@@ -170,7 +170,7 @@ fn output_and_target_have_defaults() {
 }
 
 #[test]
-fn start_up_line_describes_the_component() {
+fn startup_line_describes_component() {
     for (guest, wasi) in [(WASI, "WASI 0.2"), (SPIN, "WASI 0.3")] {
         let digest = sha256(&guest.wasm());
         let description = |name: &str, digest: &str| {
@@ -199,7 +199,7 @@ fn start_up_line_describes_the_component() {
 }
 
 #[test]
-fn component_comes_from_argument_then_environment() {
+fn argument_overrides_component_variable() {
     let cwasm = WASI.cwasm();
     let of_environment = |arguments: &[&str], component: &str| {
         let mut command = command(PROGRAM);
@@ -220,7 +220,7 @@ fn component_comes_from_argument_then_environment() {
 }
 
 #[test]
-fn unreadable_file_is_named() {
+fn unreadable_file_is_reported() {
     let directory = directory("unreadable");
     assert_rejected(&directory.join("none.wasm"), ": no such file");
     assert_rejected(&directory, ": a directory, not a component");
@@ -229,7 +229,7 @@ fn unreadable_file_is_named() {
 }
 
 #[test]
-fn file_that_is_no_component_is_refused() {
+fn non_component_is_rejected() {
     let text = file("text.wasm", "(component)");
     assert_rejected(&text, ": not a WebAssembly component");
     assert_rejected(&file("empty.wasm", ""), ": not a WebAssembly component");
@@ -240,7 +240,7 @@ fn file_that_is_no_component_is_refused() {
 }
 
 #[test]
-fn broken_component_is_refused() {
+fn truncated_component_is_rejected() {
     let mut wasm = fs::read(WASI.wasm()).expect("a component");
     wasm.truncate(wasm.len() / 2);
     let cut = file("cut.wasm", wasm);
@@ -258,7 +258,7 @@ fn broken_component_is_refused() {
 }
 
 #[test]
-fn component_without_http_is_refused() {
+fn component_without_http_export_is_rejected() {
     let rest = ": exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3, so that it cannot serve \
                 HTTP; it exports ";
     let nothing = file("nothing.wasm", component(&[], &[]));
@@ -275,7 +275,7 @@ fn component_without_http_is_refused() {
 }
 
 #[test]
-fn unknown_imports_are_all_named() {
+fn unknown_imports_are_all_reported() {
     let imports = [
         "wasi:keyvalue/store@0.2.0-draft2",
         "wasi:clocks/wall-clock@0.2.0",
@@ -289,7 +289,7 @@ fn unknown_imports_are_all_named() {
 }
 
 #[test]
-fn bad_arguments_end_it_with_2() {
+fn invalid_arguments_exit_with_2() {
     let directory = directory("arguments");
     for (arguments, env, line) in [
         (
@@ -334,7 +334,7 @@ fn bad_arguments_end_it_with_2() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_named_before_the_work() {
+fn unwritable_output_is_reported_before_compilation() {
     let directory = directory("output");
     let input = WASI.wasm();
     let input = input.to_str().expect("UTF-8");
@@ -368,7 +368,7 @@ fn input_is_not_overwritten() {
 
 /// An output that is not a file is written to, and not replaced.
 #[test]
-fn output_may_be_a_pipe() {
+fn output_is_written_to_pipe() {
     let directory = directory("pipe");
     let input = WASI.wasm();
     let mut command = command(PROGRAM);
@@ -382,7 +382,7 @@ fn output_may_be_a_pipe() {
 }
 
 #[test]
-fn input_that_is_no_file_needs_an_output() {
+fn input_from_pipe_requires_output() {
     let directory = directory("stdin");
     let mut command = command(PROGRAM);
     command
@@ -401,7 +401,7 @@ fn input_that_is_no_file_needs_an_output() {
 }
 
 #[test]
-fn replaced_output_keeps_its_permissions() {
+fn replaced_output_keeps_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let output = file("secret.cwasm", "old");
     fs::set_permissions(&output, fs::Permissions::from_mode(0o600)).expect("set");
@@ -412,7 +412,7 @@ fn replaced_output_keeps_its_permissions() {
 
 /// Contents of files and arguments are escaped in errors.
 #[test]
-fn no_input_can_forge_a_line() {
+fn error_is_one_line_without_control_characters() {
     let forged = "one\nerror: forged \u{1b}[31m";
     let imports = component(&[forged], &["wasi:http/incoming-handler@0.2.0"]);
     let exports = component(&["wasi:cli/environment@0.2.0"], &[forged]);
@@ -453,7 +453,7 @@ fn edited(name: &str, guest: Guest, edits: &[(&str, &str)]) -> PathBuf {
 }
 
 #[test]
-fn machine_code_for_another_cpu_is_refused() {
+fn machine_code_for_another_cpu_is_rejected() {
     let output = directory("cpu").join("other.cwasm");
     compile(&WASI.wasm(), &output, &["--target", OTHER_ARCH]);
     let name = output.to_str().expect("UTF-8");
@@ -464,7 +464,7 @@ fn machine_code_for_another_cpu_is_refused() {
 }
 
 #[test]
-fn machine_code_of_another_version_or_setting_is_refused() {
+fn machine_code_of_another_version_or_setting_is_rejected() {
     let version = env!("CARGO_PKG_VERSION");
     let other = version.replacen(&version[..1], "9", 1);
     let [written, edit] = [version, &other].map(|version| format!("\"version\":\"{version}\""));
@@ -496,7 +496,7 @@ const TWO_MEMORIES: [u8; 24] = [
 ];
 
 #[test]
-fn component_that_needs_more_than_a_sandbox_has_is_refused() {
+fn component_over_sandbox_limits_is_rejected() {
     let imports = ["wasi:cli/environment@0.2.0"];
     let exports = ["wasi:http/incoming-handler@0.2.0"];
     let wasm = [component(&imports, &exports), TWO_MEMORIES.into()].concat();
@@ -524,7 +524,7 @@ const TWO_TABLES: [u8; 25] = [
 ];
 
 #[test]
-fn module_may_have_two_tables() {
+fn module_with_two_tables_is_accepted() {
     let exports = ["wasi:http/incoming-handler@0.2.0"];
     let imports = ["wasi:cli/environment@0.2.0"];
     let wasm = [component(&imports, &exports), TWO_TABLES.into()].concat();
@@ -538,7 +538,7 @@ fn module_may_have_two_tables() {
 }
 
 #[test]
-fn part_of_machine_code_is_refused() {
+fn truncated_machine_code_is_rejected() {
     let whole = fs::read(WASI.cwasm()).expect("a file");
     for part in [whole.len() - 1, whole.len() / 2, 4] {
         let path = file("part.cwasm", &whole[..part]);
@@ -551,7 +551,7 @@ fn part_of_machine_code_is_refused() {
 }
 
 #[test]
-fn component_that_starts_too_large_is_refused() {
+fn component_over_guest_memory_is_rejected() {
     let cwasm = WASI.cwasm();
     let name = cwasm.to_str().expect("UTF-8");
     let output = run(Path::new("/"), &[name], &[("GUEST_MEMORY", "64KiB")]);

@@ -47,12 +47,12 @@ const SERVICE: [&str; 2] = ["wasi:clocks/monotonic-clock", "wasi:http/types"];
 const PAGE: u64 = 64 << 10;
 
 #[test]
-fn wasi_0_2_component_imports_no_more_than_it_needs() {
+fn wasi_0_2_component_has_minimal_imports() {
     assert_imports(&wasi());
 }
 
 #[test]
-fn wasi_0_3_component_imports_no_more_than_it_needs() {
+fn wasi_0_3_component_has_minimal_imports() {
     assert_imports(&spin());
 }
 

@@ -114,7 +114,7 @@ fn echo_returns_json() {
 }
 
 #[test]
-fn echo_says_what_is_wrong() {
+fn echo_reports_invalid_requests() {
     let echo = Example::serve("echo", &[]);
     let line = "not JSON: EOF while parsing a value at line 1 column 0\n";
     assert_eq!(echo.post(JSON, ""), (400, line.into()));
@@ -136,7 +136,7 @@ fn echo_limits_the_body() {
 
 /// The parser calls itself for each level, on a stack of 64 KiB.
 #[test]
-fn echo_takes_nested_json() {
+fn echo_limits_json_depth() {
     let echo = Example::serve("echo", &[]);
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     assert_eq!(echo.post(JSON, nested(127)), (200, nested(127)));
@@ -150,7 +150,7 @@ fn echo_takes_nested_json() {
 
 /// The stream has no end, so that events are sent before it.
 #[test]
-fn stream_sends_each_event_as_it_comes() {
+fn stream_sends_events_immediately() {
     let stream = Example::serve("stream", &[]);
     let mut connection = Connection::open(stream.address);
     connection.send_request("GET", "/").expect("sent");
@@ -169,13 +169,13 @@ fn stream_sends_each_event_as_it_comes() {
 }
 
 #[test]
-fn config_greets_by_default() {
+fn config_has_default_greeting() {
     let config = Example::serve("config", &[]);
     assert_eq!(config.get("/"), (200, "Hello from WebAssembly!\n".into()));
 }
 
 #[test]
-fn config_greets_as_the_environment_says() {
+fn config_reads_greeting_from_environment() {
     let config = Example::serve("config", &[("GREETING", "Ahoy")]);
     assert_eq!(config.get("/"), (200, "Ahoy from WebAssembly!\n".into()));
 }
@@ -188,7 +188,7 @@ fn upstream() -> (TcpListener, String) {
 }
 
 #[test]
-fn proxy_passes_request_and_response_on() {
+fn proxy_forwards_request_and_response() {
     let (listener, upstream) = upstream();
     let received = thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("a connection");
@@ -225,7 +225,7 @@ fn proxy_passes_request_and_response_on() {
 }
 
 #[test]
-fn proxy_returns_502_when_the_other_service_fails() {
+fn proxy_returns_502_if_upstream_fails() {
     // The port is closed.
     let (listener, upstream) = upstream();
     drop(listener);
@@ -234,7 +234,7 @@ fn proxy_returns_502_when_the_other_service_fails() {
 }
 
 #[test]
-fn proxy_returns_504_when_the_other_service_is_late() {
+fn proxy_returns_504_if_upstream_times_out() {
     // The system accepts connections, and no service responds.
     let (_listener, upstream) = upstream();
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);

@@ -49,7 +49,7 @@ fn assert_contained(path: &str, status: u16, reason: &str) {
 }
 
 #[test]
-fn one_that_traps_gives_500() {
+fn trapping_guest_returns_500() {
     assert_contained(
         "/trap",
         500,
@@ -60,7 +60,7 @@ fn one_that_traps_gives_500() {
 }
 
 #[test]
-fn one_that_eats_memory_or_stack_gives_500() {
+fn exhausted_memory_or_stack_returns_500() {
     assert_contained("/memory", 500, "the guest trapped: ");
     // The stack is at the start of the memory.
     assert_contained(
@@ -71,7 +71,7 @@ fn one_that_eats_memory_or_stack_gives_500() {
 }
 
 #[test]
-fn guest_memory_is_the_most_that_a_guest_gets() {
+fn guest_memory_setting_limits_memory() {
     for (env, mib) in [
         (&[][..], 64),
         (&[("GUEST_MEMORY", "5MiB")], 5),
@@ -90,25 +90,25 @@ fn guest_memory_is_the_most_that_a_guest_gets() {
 }
 
 #[test]
-fn one_that_exits_without_a_word_gives_500() {
+fn exiting_guest_returns_500() {
     assert_contained("/exit", 500, "the guest exited with status 1");
 }
 
 #[test]
-fn one_that_loops_or_waits_for_ever_gives_504() {
+fn endless_guest_returns_504() {
     assert_contained("/loop", 504, "the guest took too long");
     assert_contained("/wait", 504, "the guest took too long");
     assert_contained("/respond-then-loop", 504, "the guest took too long");
 }
 
 #[test]
-fn one_without_an_answer_gives_502() {
+fn guest_without_response_returns_502() {
     assert_contained("/silent", 502, "the guest ended without an answer");
     assert_contained("/refuse", 502, "the guest refused the request: ");
 }
 
 #[test]
-fn one_whose_content_length_lies_gives_502() {
+fn wrong_content_length_returns_502() {
     assert_contained("/short", 502, "the guest's answer is malformed: ");
     assert_contained("/long", 502, "the guest's answer is malformed: ");
 }
@@ -148,7 +148,7 @@ fn files_and_sockets_return_errors() {
 }
 
 #[test]
-fn guest_sees_the_variables_that_it_was_granted() {
+fn guest_sees_granted_variables() {
     for (env, variables, config) in [
         (&[][..], "[]", "[] [Ok(None), Ok(None)]"),
         (
@@ -172,14 +172,14 @@ fn guest_sees_the_variables_that_it_was_granted() {
 }
 
 #[test]
-fn one_sees_neither_environment_nor_arguments() {
+fn guest_sees_no_environment_or_arguments() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let response = Connection::open(server.address).request("GET", "/environment");
     assert_eq!(response.expect("a response").body, b"0");
 }
 
 #[test]
-fn one_that_waits_after_its_answer_costs_the_client_nothing() {
+fn guest_that_waits_after_response_does_not_delay_client() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
     connection
@@ -197,7 +197,7 @@ fn one_that_waits_after_its_answer_costs_the_client_nothing() {
 }
 
 #[test]
-fn not_modified_is_passed_on() {
+fn not_modified_is_forwarded() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     for path in ["/not-modified", "/not-modified-then-wait"] {
@@ -212,7 +212,7 @@ fn not_modified_is_passed_on() {
 }
 
 #[test]
-fn half_an_answer_never_looks_like_a_whole_one() {
+fn truncated_response_never_looks_complete() {
     for (path, reason) in [
         (
             "/half-then-trap",
@@ -252,14 +252,14 @@ fn counts(connection: &mut Connection, requests: usize) -> Vec<String> {
 }
 
 #[test]
-fn every_request_gets_a_fresh_one() {
+fn every_request_gets_fresh_guest() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     assert_eq!(counts(&mut connection, 3), ["1", "1", "1"]);
 }
 
 #[test]
-fn one_may_serve_a_number_of_requests() {
+fn requests_per_sandbox_reuses_guest() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "3")]);
     let mut connection = Connection::open(server.address);
     assert_eq!(
@@ -269,7 +269,7 @@ fn one_may_serve_a_number_of_requests() {
 }
 
 #[test]
-fn one_that_failed_never_serves_again() {
+fn failed_guest_is_not_reused() {
     let env = [NO_ACCESS_LOG, SHORT_TIMEOUT, ("REQUESTS_PER_SANDBOX", "9")];
     let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);
@@ -288,7 +288,7 @@ fn one_that_failed_never_serves_again() {
 }
 
 #[test]
-fn a_client_that_goes_ends_its_guest() {
+fn client_disconnect_ends_guest() {
     let env = [
         NO_ACCESS_LOG,
         ("MAX_REQUESTS", "1"),
@@ -308,7 +308,7 @@ fn a_client_that_goes_ends_its_guest() {
 }
 
 #[test]
-fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
+fn client_disconnect_during_response_ends_guest() {
     let env = [
         NO_ACCESS_LOG,
         ("MAX_REQUESTS", "1"),
@@ -329,7 +329,7 @@ fn a_client_that_goes_ends_its_guest_after_the_response_has_begun() {
 
 /// A guest is dropped before it has no handles left for a request.
 #[test]
-fn one_that_keeps_a_handle_of_each_request_fails_none() {
+fn guest_that_leaks_handles_fails_no_request() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "1000000")]);
     let mut connection = Connection::open(server.address);
     let mut max = 0;
@@ -346,7 +346,7 @@ fn one_that_keeps_a_handle_of_each_request_fails_none() {
 
 /// A guest that has polled the request's body without waiting for it does not wait for its client.
 #[test]
-fn one_that_waits_for_something_else_than_its_client_gives_504() {
+fn guest_that_does_not_wait_for_client_returns_504() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
     let head = "POST /peek-and-wait HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nhalf";
@@ -364,7 +364,7 @@ fn one_that_waits_for_something_else_than_its_client_gives_504() {
 
 /// Empty writes fill no buffer and do not count as progress.
 #[test]
-fn one_that_writes_nothing_for_long_is_ended_and_takes_no_memory() {
+fn empty_writes_time_out_and_take_no_memory() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, SHORT_TIMEOUT]);
     let mut connection = Connection::open(server.address);
     let before = server.resident_memory();
@@ -381,7 +381,7 @@ fn one_that_writes_nothing_for_long_is_ended_and_takes_no_memory() {
 }
 
 #[test]
-fn memory_that_one_asks_for_and_may_not_have_is_left_for_others() {
+fn refused_memory_is_left_for_other_guests() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
     connection
@@ -399,7 +399,7 @@ fn memory_that_one_asks_for_and_may_not_have_is_left_for_others() {
 
 /// The next request sees nothing of memory that the host could not get for a guest.
 #[test]
-fn one_that_was_refused_memory_never_serves_again() {
+fn guest_without_host_memory_is_not_reused() {
     let env = [
         NO_ACCESS_LOG,
         ("REQUESTS_PER_SANDBOX", "100"),
@@ -417,7 +417,7 @@ fn one_that_was_refused_memory_never_serves_again() {
 }
 
 #[test]
-fn what_it_prints_is_logged_line_by_line() {
+fn guest_output_is_logged_by_line() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let response = Connection::open(server.address).request("GET", "/log");
     assert_eq!(response.expect("a response").status, 200);
@@ -426,7 +426,7 @@ fn what_it_prints_is_logged_line_by_line() {
 }
 
 #[test]
-fn a_silent_upload_ends() {
+fn silent_upload_times_out() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG, ("BODY_TIMEOUT", "100ms")]);
     let mut connection = Connection::open(server.address);
     connection
@@ -438,7 +438,7 @@ fn a_silent_upload_ends() {
 }
 
 #[test]
-fn nothing_leaks() {
+fn failing_guests_leak_nothing() {
     /// Requests in all. Failures that take time are less frequent.
     const ROUNDS: usize = 10_000;
     const CLIENTS: usize = 8;

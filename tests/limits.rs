@@ -53,7 +53,7 @@ fn assert_served(address: SocketAddr) {
 }
 
 #[test]
-fn computing_guest_leaves_others_their_turn_and_ends_in_time() {
+fn computing_guest_is_preempted_and_times_out() {
     let _guard = serialize_tests();
     let server = Server::on_one_core(RAW);
     const LIMIT: Duration = Duration::from_secs(5);
@@ -98,7 +98,7 @@ fn concurrent_requests(address: SocketAddr, path: &str, clients: usize) -> Vec<S
 }
 
 #[test]
-fn guests_share_their_memory() {
+fn guests_share_memory_total() {
     let _guard = serialize_tests();
     let server = Server::on_one_core(RAW);
     for _ in 0..2 {
@@ -127,7 +127,7 @@ fn guests_share_their_memory() {
 }
 
 #[test]
-fn what_the_host_holds_for_guests_is_bounded() {
+fn host_memory_for_guests_is_bounded() {
     let _guard = serialize_tests();
     for path in ["/take-fields", "/take-handles"] {
         let server = Server::on_one_core(RAW);
@@ -147,7 +147,7 @@ fn what_the_host_holds_for_guests_is_bounded() {
 }
 
 #[test]
-fn lawful_request_ends_in_a_drain() {
+fn drain_completes_request_within_guest_timeout() {
     let mut server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/4s").expect("sent");
@@ -162,7 +162,7 @@ fn lawful_request_ends_in_a_drain() {
 }
 
 #[test]
-fn event_stream_that_says_something_in_time_has_no_end() {
+fn active_event_stream_outlives_guest_timeout() {
     let server = Server::on_one_core(RAW);
     let mut connection = Connection::open(server.address);
     let started = Instant::now();
@@ -173,7 +173,7 @@ fn event_stream_that_says_something_in_time_has_no_end() {
 
 /// The clients send or read at least 1 KiB in each timeout, for longer than `GUEST_TIMEOUT`.
 #[test]
-fn steady_client_may_take_longer_than_a_guest() {
+fn steady_client_outlives_guest_timeout() {
     let server = Server::on_one_core(RAW);
     const PIECES: usize = 30;
     let piece = vec![b'x'; 8 << 10];
@@ -223,7 +223,7 @@ fn steady_client_may_take_longer_than_a_guest() {
 
 /// The client sends less than 1 KiB in each timeout, but never stops.
 #[test]
-fn dripping_client_is_cut() {
+fn slow_upload_is_closed() {
     let server = Server::on_one_core(RAW);
     let head =
         |length| format!("POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
@@ -250,7 +250,7 @@ fn dripping_client_is_cut() {
 
 /// The clients read less than 1 KiB in each `WRITE_TIMEOUT`, or nothing of one of several responses.
 #[test]
-fn client_that_does_not_take_its_response_is_cut() {
+fn unread_response_is_closed() {
     let server = Server::on_one_core(RAW);
     let address = server.address;
     let started = Instant::now();
@@ -322,7 +322,7 @@ fn slow_clients() -> [Vec<Vec<u8>>; 2] {
 }
 
 #[test]
-fn slow_clients_hold_no_sandbox_that_others_need() {
+fn slow_clients_leave_sandboxes_for_others() {
     let _guard = serialize_tests();
     const EACH: usize = 1500;
     for kinds in slow_clients() {
@@ -412,7 +412,7 @@ fn worst_clients() -> Vec<Vec<u8>> {
 
 /// All connections but 16 are those of such clients, which reconnect when they are closed, for WORST_SECONDS.
 #[test]
-fn healthy_client_is_served_beside_the_worst_that_may_be_open() {
+fn healthy_client_is_served_among_worst_clients() {
     let _guard = serialize_tests();
     let seconds = env::var("WORST_SECONDS").map_or(10, |text| text.parse().expect("seconds"));
     let server = Server::on_one_core(RAW);

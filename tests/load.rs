@@ -54,7 +54,7 @@ fn request_until_closed(address: SocketAddr, served: &mpsc::Sender<()>) -> bool 
 }
 
 #[test]
-fn no_request_is_cut_at_the_end() {
+fn shutdown_drops_no_request() {
     let _guard = serialize_tests();
     const CLIENTS: usize = 64;
     for _ in 0..20 {
@@ -99,7 +99,7 @@ fn no_request_is_cut_at_the_end() {
 }
 
 #[test]
-fn an_idle_client_that_comes_back_during_the_linger_is_answered() {
+fn idle_client_is_served_during_grace_period() {
     let _guard = serialize_tests();
     // The client can have to wait for the CPU for so long that it is late.
     wait_until("the client sends during the grace period", || {
@@ -122,7 +122,7 @@ fn an_idle_client_that_comes_back_during_the_linger_is_answered() {
 }
 
 #[test]
-fn what_is_under_way_at_the_end_is_finished() {
+fn shutdown_completes_response() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
@@ -137,7 +137,7 @@ fn what_is_under_way_at_the_end_is_finished() {
 /// The response to the first request starts before the signal, so that it does not say that the connection closes. That to the
 /// second says so, and what follows is not processed (RFC 9112, section 9.6).
 #[test]
-fn pipelined_requests_are_served_until_a_response_says_that_the_connection_closes() {
+fn shutdown_serves_pipelined_requests_until_connection_close() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
@@ -159,7 +159,7 @@ fn pipelined_requests_are_served_until_a_response_says_that_the_connection_close
 
 /// Half of its next request is there when the server shuts down.
 #[test]
-fn request_whose_head_has_begun_is_served_at_the_end() {
+fn shutdown_serves_request_with_incomplete_head() {
     let _guard = serialize_tests();
     let mut server = Server::start(WASI, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
@@ -176,7 +176,7 @@ fn request_whose_head_has_begun_is_served_at_the_end() {
 
 /// A client whose connection is idle, and which does not read meanwhile, acknowledges no GOAWAY.
 #[test]
-fn idle_http2_client_that_does_not_read_does_not_delay_the_end() {
+fn idle_http2_client_does_not_delay_shutdown() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
@@ -243,7 +243,7 @@ async fn request_until_goaway(address: SocketAddr, served: mpsc::Sender<()>) {
 }
 
 #[test]
-fn no_http2_request_is_cut_at_the_end() {
+fn shutdown_drops_no_http2_request() {
     let _guard = serialize_tests();
     const CLIENTS: usize = 16;
     for _ in 0..5 {
@@ -316,7 +316,7 @@ fn with_fd_limit(limit: u64) -> Command {
 }
 
 #[test]
-fn few_file_descriptors_leave_room_for_fewer_connections() {
+fn fd_limit_lowers_connection_limit() {
     let _guard = serialize_tests();
     let mut server = Server::spawn(with_fd_limit(100), &[NO_ACCESS_LOG]);
     let line = server.line();
@@ -334,7 +334,7 @@ fn few_file_descriptors_leave_room_for_fewer_connections() {
 }
 
 #[test]
-fn too_few_file_descriptors_end_it_with_what_it_needs() {
+fn too_low_fd_limit_exits_with_1() {
     let _guard = serialize_tests();
     // With the lowest limits, workers have no runtime, and the component cannot be opened.
     for limit in [10, 15, 20, 40] {
@@ -354,7 +354,7 @@ fn too_few_file_descriptors_end_it_with_what_it_needs() {
 
 /// The limit can be lowered while the server runs, and the whole system can run out.
 #[test]
-fn it_outlives_a_lack_of_file_descriptors() {
+fn survives_fd_exhaustion() {
     let _guard = serialize_tests();
     let mut server = Server::start(WASI, &[NO_ACCESS_LOG]);
     let started = Instant::now();
@@ -378,7 +378,7 @@ fn it_outlives_a_lack_of_file_descriptors() {
 }
 
 #[test]
-fn at_max_connections_it_says_so() {
+fn connection_over_limit_gets_503() {
     let _guard = serialize_tests();
     let mut server = Server::start(WASI, &[NO_ACCESS_LOG, ("MAX_CONNECTIONS", "10")]);
     let mut open: Vec<_> = (0..10)
@@ -411,7 +411,7 @@ fn at_max_connections_it_says_so() {
 }
 
 #[test]
-fn at_max_requests_it_says_so() {
+fn request_over_limit_gets_503() {
     let _guard = serialize_tests();
     let env = [
         NO_ACCESS_LOG,
@@ -448,7 +448,7 @@ fn at_max_requests_it_says_so() {
 
 /// A part of the response waits for the window, for longer than the grace period of idle connections.
 #[test]
-fn http2_response_that_waits_for_its_window_ends_in_a_drain() {
+fn drain_completes_http2_response_without_window() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
@@ -472,7 +472,7 @@ fn http2_response_that_waits_for_its_window_ends_in_a_drain() {
 
 /// One client has the only transfer. Another that reads a large response as fast as it is sent needs none.
 #[test]
-fn fast_client_needs_no_transfer_once_its_response_has_begun() {
+fn fast_client_needs_no_transfer() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("MAX_REQUESTS", "2")]);
     let mut stalled = Connection::open_with_small_buffer(server.address);
@@ -493,7 +493,7 @@ fn fast_client_needs_no_transfer_once_its_response_has_begun() {
 }
 
 #[test]
-fn at_guest_memory_total_it_says_so() {
+fn request_over_memory_total_gets_503() {
     let _guard = serialize_tests();
     // One guest starts with more than 1 MiB, and two do not fit.
     let env = [
@@ -521,7 +521,7 @@ fn at_guest_memory_total_it_says_so() {
 
 /// The buffers of all connections hold 64 long heads here. A short one needs none of them.
 #[test]
-fn long_head_for_which_no_buffer_is_left_gets_503() {
+fn long_head_without_buffer_gets_503() {
     let _guard = serialize_tests();
     let mut server = Server::start(WASI, &[NO_ACCESS_LOG, ("MAX_CONNECTIONS", "400")]);
     let long = "x".repeat(20_000);
@@ -553,7 +553,7 @@ fn long_head_for_which_no_buffer_is_left_gets_503() {
 
 /// 2 MiB of buffers and 32 transfers are too few for 60 responses of 60 KB whose guests have ended.
 #[test]
-fn response_for_which_no_buffer_is_left_breaks_off() {
+fn response_without_buffer_is_aborted() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("MAX_CONNECTIONS", "16")]);
     let mut connection = Connection::open(server.address);
@@ -575,7 +575,7 @@ fn response_for_which_no_buffer_is_left_breaks_off() {
 
 /// Guests that wait for their next request are dropped if another one grows.
 #[test]
-fn idle_guests_do_not_keep_memory_from_others() {
+fn idle_guests_release_memory() {
     let _guard = serialize_tests();
     let env = [
         NO_ACCESS_LOG,
@@ -603,7 +603,7 @@ fn idle_guests_do_not_keep_memory_from_others() {
 }
 
 #[test]
-fn ten_thousand_open_connections_take_bounded_memory() {
+fn ten_thousand_connections_take_bounded_memory() {
     let _guard = serialize_tests();
     const CONNECTIONS: u64 = 10_000;
     raise_fd_limit(CONNECTIONS);
@@ -632,7 +632,7 @@ fn ten_thousand_open_connections_take_bounded_memory() {
 
 /// Full load for SOAK_SECONDS: not one failed request, and no more memory than after warming up.
 #[test]
-fn a_soak_changes_nothing() {
+fn soak_leaks_no_memory() {
     let _guard = serialize_tests();
     const CLIENTS: usize = 16;
     let seconds = env::var("SOAK_SECONDS").map_or(4, |text| text.parse().expect("seconds"));

@@ -29,7 +29,7 @@ fn json(server: &mut Server) -> Value {
 }
 
 #[test]
-fn the_log_has_a_line_for_each_request() {
+fn each_request_is_logged() {
     let mut server = Server::start(WASI, &[]);
     get(&server, "/health?secret=1").expect("a response");
     let line = server.line();
@@ -47,7 +47,7 @@ fn the_log_has_a_line_for_each_request() {
 }
 
 #[test]
-fn the_log_can_be_json() {
+fn json_log_has_documented_fields() {
     let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
     get(&server, "/%22?x").expect("a response");
     let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
@@ -70,7 +70,7 @@ fn the_log_can_be_json() {
 }
 
 #[test]
-fn the_access_log_can_be_off() {
+fn access_log_can_be_off() {
     let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
     get(&server, "/").expect("a response");
     server.signal(Signal::TERM);
@@ -79,7 +79,7 @@ fn the_access_log_can_be_off() {
 }
 
 #[test]
-fn no_request_can_write_control_characters_to_the_log() {
+fn control_characters_are_escaped() {
     let mut server = Server::start(WASI, &[]);
     let mut sent = 0;
     // Requests that the server itself rejects are logged, too.
@@ -111,7 +111,7 @@ fn no_request_can_write_control_characters_to_the_log() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_does_not_stop_it() {
+fn unread_log_does_not_block_requests() {
     let mut server = Server::start(WASI, &[]);
     let target = format!("/{}", "x".repeat(8000));
     let mut connection = Connection::open(server.address);
@@ -136,7 +136,7 @@ fn a_log_that_nobody_reads_does_not_stop_it() {
 }
 
 #[test]
-fn lines_of_a_request_have_its_trace() {
+fn lines_have_trace_of_request() {
     let context = format!("traceparent: 00-{TRACE}-{SPAN}-01\r\nx-request-id: unused\r\n");
     let mut server = Server::start(RAW, &[]);
     get_with(&server, "/log", &context);
@@ -191,7 +191,7 @@ fn lines_of_a_request_have_its_trace() {
 
 /// Lines of a guest have the id of the request that it serves.
 #[test]
-fn lines_of_a_reused_guest_are_those_of_its_request() {
+fn lines_of_reused_guest_have_id_of_request() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "10")]);
     for id in ["first", "second"] {
         get_with(&server, "/log", &format!("x-request-id: {id}\r\n"));
@@ -212,7 +212,7 @@ fn lines_of_a_reused_guest_are_those_of_its_request() {
 }
 
 #[test]
-fn what_is_no_trace_is_not_logged() {
+fn invalid_trace_is_not_logged() {
     let mut server = Server::start(WASI, &[]);
     for fields in [
         format!("traceparent: 00-{}-{SPAN}-01\r\n", "0".repeat(32)),
@@ -226,7 +226,7 @@ fn what_is_no_trace_is_not_logged() {
 }
 
 #[test]
-fn only_trusted_proxies_name_the_client() {
+fn only_trusted_proxies_set_client_address() {
     let fields = "x-forwarded-for: 192.0.2.9, 203.0.113.7, 10.1.1.1\r\n";
     let trusted = [("TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")];
     let json_too = [trusted[0], ("LOG_FORMAT", "json")];

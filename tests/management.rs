@@ -27,7 +27,7 @@ fn healthcheck(management: SocketAddr) -> bool {
 }
 
 #[test]
-fn listener_has_livez_and_readyz_and_nothing_else() {
+fn management_listener_separates_probes_from_service() {
     let mut server = Server::start(WASI, &[MANAGEMENT]);
     let address = server.management();
     for (path, status, body) in [
@@ -53,7 +53,7 @@ fn listener_has_livez_and_readyz_and_nothing_else() {
 
 /// Responses of `/metrics` are not in the buffers that connections share.
 #[test]
-fn http2_connection_has_one_request_at_a_time() {
+fn http2_connection_allows_one_stream() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut connection = Connection::open(server.management());
     connection.send(http2_preface(&[])).expect("sent");
@@ -63,13 +63,13 @@ fn http2_connection_has_one_request_at_a_time() {
 }
 
 #[test]
-fn off_is_the_default() {
+fn management_listener_is_off_by_default() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG]);
     assert!(!server.startup_line.contains("management"));
 }
 
 #[test]
-fn address_in_use_ends_the_server_with_the_setting() {
+fn address_in_use_exits_with_1() {
     let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = other.local_addr().expect("an address").to_string();
     let mut command = command(PROGRAM);
@@ -82,7 +82,7 @@ fn address_in_use_ends_the_server_with_the_setting() {
 }
 
 #[test]
-fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
+fn drain_delay_ends_only_readiness() {
     let env = [NO_ACCESS_LOG, MANAGEMENT, ("DRAIN_DELAY", "1h")];
     let mut server = Server::start(WASI, &env);
     let address = server.management();
@@ -104,7 +104,7 @@ fn first_signal_ends_readiness_and_nothing_else_until_the_delay_is_over() {
 }
 
 #[test]
-fn drain_follows_the_delay() {
+fn drain_follows_delay() {
     let env = [NO_ACCESS_LOG, ("DRAIN_DELAY", "50ms")];
     let mut server = Server::start(WASI, &env);
     server.signal(Signal::TERM);
@@ -114,7 +114,7 @@ fn drain_follows_the_delay() {
 }
 
 #[test]
-fn readiness_ends_with_the_drain_and_liveness_does_not() {
+fn drain_ends_readiness_but_not_liveness() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let address = server.management();
     let mut connection = Connection::open(server.address);
@@ -127,7 +127,7 @@ fn readiness_ends_with_the_drain_and_liveness_does_not() {
 }
 
 #[test]
-fn no_load_makes_the_server_unhealthy() {
+fn load_does_not_affect_health() {
     let _guard = serialize_tests();
     // More connections than may be open.
     let server = Server::start(
@@ -157,7 +157,7 @@ fn no_load_makes_the_server_unhealthy() {
 }
 
 #[test]
-fn healthcheck_asks_the_management_listener_or_an_address_that_is_given() {
+fn healthcheck_uses_management_listener_or_given_address() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let address = server.management();
     assert!(healthcheck(address));

@@ -106,7 +106,7 @@ fn requests_are_counted_over_both_protocols() {
 }
 
 #[test]
-fn what_is_under_way_is_a_state() {
+fn active_requests_are_counted_as_state() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
     let mut waiting = Connection::open(server.address);
     waiting.send_request("GET", "/wait").expect("sent");
@@ -139,7 +139,7 @@ fn what_is_under_way_is_a_state() {
 }
 
 #[test]
-fn failures_of_guests_are_counted_by_reason() {
+fn guest_failures_are_counted_by_reason() {
     let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "300ms")];
     let server = Server::start(RAW, &env);
     for (path, reason) in [
@@ -281,7 +281,7 @@ fn timeouts_are_counted_by_setting() {
 }
 
 #[test]
-fn requests_to_other_services_are_counted_by_outcome() {
+fn outbound_requests_are_counted_by_outcome() {
     let upstream = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = upstream.local_addr().expect("an address");
     thread::spawn(move || {
@@ -346,7 +346,7 @@ fn requests_to_other_services_are_counted_by_outcome() {
 }
 
 #[test]
-fn version_names_what_runs() {
+fn version_describes_server_and_component() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     let response = Connection::open(server.management()).request("GET", "/version");
     let response = response.expect("a response");
@@ -380,7 +380,7 @@ fn version_names_what_runs() {
 }
 
 #[test]
-fn page_names_every_metric_and_no_other() {
+fn operations_page_lists_all_metrics() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
     get(&server, "/");
     let page = fs::read_to_string("../docs/operations.md").expect("the page");

@@ -81,7 +81,7 @@ fn get(server: &Server, uri: &str) -> String {
 const DENIED: &str = "ErrorCode::HttpRequestDenied";
 
 #[test]
-fn default_denies_every_request_and_logs_where_it_would_have_gone() {
+fn requests_are_denied_and_logged_by_default() {
     let upstream = Upstream::new();
     for service in SERVICES {
         let mut server = Server::start(service, &[NO_ACCESS_LOG]);
@@ -103,7 +103,7 @@ fn default_denies_every_request_and_logs_where_it_would_have_gone() {
 }
 
 #[test]
-fn allowed_host_gets_the_request() {
+fn allowed_host_receives_request() {
     let upstream = Upstream::new();
     upstream.respond(RESPONSE);
     let uri = format!("http://{}/a?b=c", upstream.address);
@@ -135,7 +135,7 @@ fn allowed_name_is_resolved() {
 
 /// Each is an attempt to reach `other` where only `allowed` is.
 #[test]
-fn nothing_gets_round_the_list() {
+fn allow_list_cannot_be_bypassed() {
     let (allowed, other) = (Upstream::new(), Upstream::new());
     allowed.respond(RESPONSE);
     let (to, port) = (allowed.address.to_string(), other.address.port());
@@ -186,7 +186,7 @@ fn nothing_gets_round_the_list() {
 
 /// Neither what follows the authority nor other fields change the host of a request.
 #[test]
-fn path_and_fields_cannot_name_another_host() {
+fn path_and_fields_do_not_change_host() {
     let (allowed, other) = (Upstream::new(), Upstream::new());
     let to = allowed.address.to_string();
     let list = format!("http://{to}");
@@ -232,7 +232,7 @@ fn path_and_fields_cannot_name_another_host() {
 }
 
 #[test]
-fn redirect_is_left_to_the_guest() {
+fn redirect_is_not_followed() {
     let (allowed, other) = (Upstream::new(), Upstream::new());
     let location = format!(
         "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\n\r\n",
@@ -262,7 +262,7 @@ fn open_server(env: &[(&str, &str)]) -> Server {
 }
 
 #[test]
-fn settings_bound_each_wait() {
+fn timeout_settings_apply_to_each_wait() {
     let silent = Upstream::new();
     let half = Upstream::new();
     half.respond("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi");
@@ -306,7 +306,7 @@ fn settings_bound_each_wait() {
 }
 
 #[test]
-fn defaults_bound_each_wait() {
+fn default_timeouts_apply_to_each_wait() {
     let silent = Upstream::new();
     let half = Upstream::new();
     half.respond("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi");
@@ -327,7 +327,7 @@ fn defaults_bound_each_wait() {
 }
 
 #[test]
-fn default_limits_connections_to_64() {
+fn connections_are_limited_to_64_by_default() {
     let silent = Upstream::new();
     let server = open_server(&[
         ("MAX_REQUESTS", "65"),
@@ -340,7 +340,7 @@ fn default_limits_connections_to_64() {
 }
 
 #[test]
-fn guest_may_ask_for_less_and_not_for_more() {
+fn guest_may_shorten_timeouts_but_not_extend_them() {
     let silent = Upstream::new();
     let to = silent.address.to_string();
     for (setting, asked) in [("1h", "100"), ("100ms", "3600000")] {
@@ -365,7 +365,7 @@ fn guest_may_ask_for_less_and_not_for_more() {
 }
 
 #[test]
-fn connections_are_limited() {
+fn connection_over_limit_is_rejected() {
     let silent = Upstream::new();
     let fine = Upstream::new();
     fine.respond(RESPONSE);
@@ -390,7 +390,7 @@ fn connections_are_limited() {
 
 /// A guest that serves several requests may keep the response of one, and with it a connection.
 #[test]
-fn kept_response_does_not_keep_its_connection() {
+fn kept_response_releases_connection() {
     let upstream = Upstream::new();
     upstream.respond(RESPONSE);
     let to = upstream.address.to_string();
@@ -423,7 +423,7 @@ fn pending_request(server: &Server, silent: &Upstream) -> (Connection, TcpStream
 }
 
 #[test]
-fn client_that_goes_ends_the_outbound_request() {
+fn client_disconnect_ends_outbound_request() {
     let silent = Upstream::new();
     let server = open_server(&[("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h")]);
     let (client, mut upstream) = pending_request(&server, &silent);
@@ -432,7 +432,7 @@ fn client_that_goes_ends_the_outbound_request() {
 }
 
 #[test]
-fn drain_does_not_wait_for_outbound_requests_beyond_its_timeout() {
+fn drain_timeout_ends_outbound_request() {
     let silent = Upstream::new();
     let env = [
         ("OUTBOUND_FIRST_BYTE_TIMEOUT", "1h"),
@@ -446,7 +446,7 @@ fn drain_does_not_wait_for_outbound_requests_beyond_its_timeout() {
 
 /// A certificate that no authority has signed.
 #[test]
-fn https_takes_only_certificates_of_known_authorities() {
+fn https_rejects_unknown_certificate_authority() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let certificate =
@@ -481,7 +481,7 @@ fn https_takes_only_certificates_of_known_authorities() {
 }
 
 #[test]
-fn outage_of_names_does_not_stop_the_server() {
+fn dns_failure_is_returned_to_guest() {
     let server = open_server(&[("OUTBOUND_CONNECT_TIMEOUT", "100ms")]);
     for name in 0..20 {
         let to = format!("no-such-host-{name}.invalid");
@@ -494,7 +494,7 @@ fn outage_of_names_does_not_stop_the_server() {
 
 /// Each list is rejected with one line.
 #[test]
-fn bad_lists_end_the_start() {
+fn invalid_list_exits_with_2() {
     for (list, reason) in [
         (
             "example.com",

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 #[test]
-fn help_names_every_command_and_setting() {
+fn help_lists_commands_and_settings() {
     let help = run(&["--help"], &[]);
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.status.success());
@@ -41,7 +41,7 @@ fn help_names_every_command_and_setting() {
 }
 
 #[test]
-fn version_names_the_runtime() {
+fn version_includes_wasmtime() {
     let version = run(&["--version"], &[]);
     let text = String::from_utf8_lossy(&version.stdout).into_owned();
     let expected = concat!(
@@ -54,7 +54,7 @@ fn version_names_the_runtime() {
 }
 
 #[test]
-fn bad_arguments_end_it_with_2() {
+fn invalid_arguments_exit_with_2() {
     for (arguments, line) in [
         (
             &["--frobnicate"][..],
@@ -78,7 +78,7 @@ fn bad_arguments_end_it_with_2() {
 }
 
 #[test]
-fn bad_settings_end_it_with_2() {
+fn invalid_settings_exit_with_2() {
     for (name, value, expected) in [
         ("PORT", "abc", "not a port number (0–65535)"),
         ("LOG_FORMAT", "xml", "not a log format (text or json)"),
@@ -97,7 +97,7 @@ fn bad_settings_end_it_with_2() {
 }
 
 #[test]
-fn an_address_in_use_ends_it_with_1() {
+fn address_in_use_exits_with_1() {
     let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = other.local_addr().expect("an address").to_string();
     let line =
@@ -110,7 +110,7 @@ fn an_address_in_use_ends_it_with_1() {
 }
 
 #[test]
-fn it_ends_at_once_when_idle() {
+fn idle_server_exits_immediately() {
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
         let mut server = Server::start(WASI, &[]);
         server.signal(signal);
@@ -125,7 +125,7 @@ fn it_ends_at_once_when_idle() {
 
 /// As process 1 of a container, the server would not get a signal that it has no handler for.
 #[test]
-fn signal_before_it_serves_ends_it() {
+fn signal_during_startup_exits_immediately() {
     let pipe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pipe.cwasm");
     let _ = fs::remove_file(&pipe);
     let made = Command::new("mkfifo").arg(&pipe).status();
@@ -155,7 +155,7 @@ fn signal_before_it_serves_ends_it() {
 
 /// As many clients may wait to be accepted as may be open, up to the limit of the system.
 #[test]
-fn backlog_fits_max_connections() {
+fn backlog_equals_max_connections() {
     let server = Server::start(WASI, &[("MAX_CONNECTIONS", "1000")]);
     let port = format!(":{}", server.address.port());
     let output = Command::new("ss")
@@ -175,7 +175,7 @@ const LONG_TIMEOUTS: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn a_client_that_never_finishes_does_not_keep_it() {
+fn drain_timeout_closes_unfinished_request() {
     let env = [&LONG_TIMEOUTS[..], &[("DRAIN_TIMEOUT", "400ms")]].concat();
     let mut server = Server::start(WASI, &env);
     let mut connection = Connection::open(server.address);
@@ -187,7 +187,7 @@ fn a_client_that_never_finishes_does_not_keep_it() {
 }
 
 #[test]
-fn request_that_the_drain_cuts_is_logged_as_such() {
+fn request_cut_by_drain_is_logged() {
     for format in ["text", "json"] {
         let env = [
             &LONG_TIMEOUTS[..],
@@ -214,7 +214,7 @@ fn request_that_the_drain_cuts_is_logged_as_such() {
 
 /// Requests that hyper rejects, and those that stay incomplete, are logged, too.
 #[test]
-fn request_without_a_head_is_logged() {
+fn request_without_valid_head_is_logged() {
     let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "200ms")]);
     let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(40 << 10));
     for (bytes, status) in [
@@ -259,7 +259,7 @@ fn request_without_a_head_is_logged() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_forces_exit() {
     let env = [&LONG_TIMEOUTS[..], &[("DRAIN_TIMEOUT", "1h")]].concat();
     let mut server = Server::start(WASI, &env);
     let mut connection = Connection::open(server.address);
@@ -272,7 +272,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn healthcheck_tells_by_its_exit_status() {
+fn healthcheck_exit_status_reports_health() {
     let server = Server::start(WASI, &[]);
     let address = server.address.to_string();
     let port = server.address.port().to_string();
@@ -294,7 +294,7 @@ fn healthcheck_tells_by_its_exit_status() {
 }
 
 #[test]
-fn healthcheck_takes_only_200_from_http() {
+fn healthcheck_accepts_only_http_200() {
     for (response, reason) in [
         (
             "HTTP/1.1 503 Service Unavailable\r\n\r\n",
@@ -319,7 +319,7 @@ fn healthcheck_takes_only_200_from_http() {
 }
 
 #[test]
-fn healthcheck_gives_up_on_silence() {
+fn healthcheck_times_out() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = silent.local_addr().expect("an address").to_string();
     let output = run(&["healthcheck"], &[("LISTEN", &address)]);
@@ -348,13 +348,13 @@ fn with_address_space(address_space: u64) -> Command {
 const ADDRESS_SPACE_OF_39_BITS: u64 = 1 << 39;
 
 #[test]
-fn an_address_space_of_39_bits_is_enough() {
+fn address_space_of_39_bits_suffices() {
     let server = Server::spawn(with_address_space(ADDRESS_SPACE_OF_39_BITS), &[]);
     assert_eq!(get(&server, "/").expect("a response").status, 200);
 }
 
 #[test]
-fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
+fn small_address_space_exits_with_largest_value_that_fits() {
     for (address_space, max_requests) in [
         (ADDRESS_SPACE_OF_39_BITS, "4096"),
         (64 << 30, "64"),
@@ -389,7 +389,7 @@ fn too_little_address_space_ends_it_with_the_largest_value_that_fits() {
 }
 
 #[test]
-fn address_space_for_no_guest_ends_it() {
+fn address_space_below_one_guest_exits_with_1() {
     let mut command = with_address_space(1 << 30);
     let output = command.args(["--listen", "127.0.0.1:0"]).output();
     let output = output.expect("it runs");
@@ -404,7 +404,7 @@ fn address_space_for_no_guest_ends_it() {
 }
 
 #[test]
-fn the_first_line_says_where_to_look() {
+fn startup_line_has_local_url() {
     let mut command = command(PROGRAM);
     let mut process = command
         .arg(WASI.cwasm())
@@ -431,7 +431,7 @@ fn the_first_line_says_where_to_look() {
 }
 
 #[test]
-fn a_body_that_nobody_reads_does_not_cost_the_connection() {
+fn unread_body_keeps_connection_open() {
     let server = Server::start(WASI, &[]);
     let mut connection = Connection::open(server.address);
     for _ in 0..2 {

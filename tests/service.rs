@@ -50,12 +50,12 @@ fn assert_fails(path: &str, line: &str) {
 }
 
 #[test]
-fn error_returns_500_and_logs_its_chain() {
+fn error_returns_500_and_logs_causes() {
     assert_fails("/error?secret", "guest: GET /error: the error: the cause");
 }
 
 #[test]
-fn error_of_two_lines_is_logged_as_one() {
+fn multiline_error_is_logged_as_one_line() {
     assert_fails(
         "/error-of-two-lines",
         "guest: GET /error-of-two-lines: one  GET /forged",
@@ -72,7 +72,7 @@ fn long_error_is_logged_as_one_line() {
 }
 
 #[test]
-fn forbidden_field_returns_500_and_logs_its_name() {
+fn forbidden_field_returns_500_and_logs_name() {
     assert_fails(
         "/forbidden-field",
         "guest: GET /forbidden-field: the response has the field `connection`, which only the host \
@@ -82,7 +82,7 @@ fn forbidden_field_returns_500_and_logs_its_name() {
 
 /// Nothing of the response has been sent at that time, so that the status can still be 500.
 #[test]
-fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
+fn body_error_before_first_wait_returns_500() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         connection
@@ -98,7 +98,7 @@ fn error_of_a_body_that_has_not_waited_is_no_whole_response() {
 
 /// A body without a length ends with the connection, so that an orderly close would make it look complete (RFC 9112, section 6.3).
 #[test]
-fn error_of_a_started_body_resets_an_http_1_0_connection() {
+fn body_error_resets_http_1_0_connection() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         let head = "POST /half HTTP/1.0\r\nContent-Length: 1\r\n\r\n";
@@ -122,7 +122,7 @@ const HALVES: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn error_of_a_started_body_breaks_the_connection() {
+fn body_error_closes_http_1_1_connection() {
     for (path, line) in HALVES {
         for_each_entry_point(&[], |entry, server| {
             let mut connection = Connection::open(server.address);
@@ -140,7 +140,7 @@ fn error_of_a_started_body_breaks_the_connection() {
 }
 
 #[test]
-fn error_of_a_started_body_resets_the_http2_stream() {
+fn body_error_resets_http2_stream() {
     for (path, line) in HALVES {
         for_each_entry_point(&[], |entry, server| {
             let mut client = Http2::connect(server.address);
@@ -162,7 +162,7 @@ fn error_of_a_started_body_resets_the_http2_stream() {
 const LARGE: [(&str, Option<usize>); 2] = [("/large", Some(MIB)), ("/large-in-pieces", None)];
 
 #[test]
-fn large_responses_come_whole() {
+fn large_responses_are_complete() {
     for_each_entry_point(&[], |entry, server| {
         for (path, _) in LARGE {
             let mut client = Http2::connect(server.address);
@@ -186,7 +186,7 @@ fn large_responses_come_whole() {
 }
 
 #[test]
-fn head_of_a_large_response_has_no_body() {
+fn head_response_has_no_body() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         let mut http2 = Http2::connect(server.address);
@@ -216,7 +216,7 @@ fn head_of_a_large_response_has_no_body() {
 
 /// The guest does not have to write all of a body that is discarded.
 #[test]
-fn head_of_an_endless_response_ends_its_guest_quietly() {
+fn head_of_endless_response_ends_guest_without_error() {
     assert_ends_without_error(|server| {
         let mut connection = Connection::open(server.address);
         let response = connection.request("HEAD", "/endless").expect("a response");
@@ -226,7 +226,7 @@ fn head_of_an_endless_response_ends_its_guest_quietly() {
 }
 
 #[test]
-fn length_of_a_body_that_is_left_out_is_no_error() {
+fn content_length_without_body_is_accepted() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         for (method, status) in [("HEAD", 200), ("GET", 304)] {
@@ -242,7 +242,7 @@ fn length_of_a_body_that_is_left_out_is_no_error() {
 
 /// Its writes fail, which is not logged as an error.
 #[test]
-fn client_that_goes_ends_its_guest_quietly() {
+fn client_disconnect_ends_guest_without_error() {
     for path in ["/large", "/large-in-pieces", "/endless"] {
         assert_ends_without_error(|server| {
             let mut connection = Connection::open(server.address);
@@ -264,7 +264,7 @@ fn client_that_goes_ends_its_guest_quietly() {
 
 /// A guest that reads the request body gets no error.
 #[test]
-fn client_that_goes_while_it_sends_ends_its_guest_quietly() {
+fn client_disconnect_during_upload_ends_guest_without_error() {
     let head = |path: &str| {
         let fields = "Host: test\r\nTransfer-Encoding: chunked";
         format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n4\r\npart\r\n")
@@ -310,7 +310,7 @@ fn client_that_goes_while_it_sends_ends_its_guest_quietly() {
 
 /// A truncated or malformed body is an error of the client.
 #[test]
-fn request_that_is_not_whole_gets_400() {
+fn incomplete_request_gets_400() {
     for_each_entry_point(&[], |entry, server| {
         for rest in [
             "Content-Length: 9\r\n\r\nhalf",
@@ -331,7 +331,7 @@ fn request_that_is_not_whole_gets_400() {
 
 /// A guest starts with a part of the body if the client pauses. It is ended without an error.
 #[test]
-fn request_that_is_not_whole_gets_400_from_a_guest_that_reads_it() {
+fn incomplete_request_gets_400_while_guest_reads() {
     for_each_entry_point(&[], |entry, server| {
         for (part, rest) in [
             ("Content-Length: 9\r\n\r\nhalf", ""),
@@ -384,7 +384,7 @@ fn wait_until_served(address: SocketAddr) {
 }
 
 #[test]
-fn pieces_pass_both_ways_as_they_come() {
+fn bodies_stream_in_both_directions() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         connection
@@ -402,7 +402,7 @@ fn pieces_pass_both_ways_as_they_come() {
 }
 
 #[test]
-fn response_without_content_has_no_length() {
+fn no_content_response_has_no_content_length() {
     for_each_entry_point(&[], |entry, server| {
         let mut connection = Connection::open(server.address);
         let response = connection

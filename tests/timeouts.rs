@@ -87,7 +87,7 @@ fn connections(address: SocketAddr, bytes: &str) -> [(Case, (Connection, Instant
 }
 
 #[test]
-fn timeouts_hold_over_http1() {
+fn timeouts_apply_over_http1() {
     let server = Server::start(RAW, &[]);
     let address = server.address;
     thread::scope(|scope| {
@@ -147,7 +147,7 @@ fn timeouts_hold_over_http1() {
 }
 
 #[test]
-fn drain_timeout_cuts_what_does_not_end() {
+fn drain_timeout_closes_open_connection() {
     let mut server = Server::start(RAW, &[("HEADER_TIMEOUT", "1m")]);
     let mut connection = Connection::open(server.address);
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
@@ -193,7 +193,7 @@ fn has_goaway(mut frames: &[u8]) -> bool {
 type Http2Case<'a> = (Case, &'a [u8], &'a [u8], fn(u32) -> Vec<u8>, u64);
 
 #[test]
-fn timeouts_hold_over_http2() {
+fn timeouts_apply_over_http2() {
     let server = Server::start(RAW, &[]);
     let address = server.address;
     let preface = http2_without_window(0);

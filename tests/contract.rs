@@ -189,7 +189,7 @@ const NO_POST: Row = Row {
 /// A name, and a test that panics if it fails.
 type ConnectionTest = (&'static str, fn(SocketAddr));
 
-/// What every service gets right over HTTP/1.1, whatever its routes.
+/// Behaviour over HTTP/1.1 that does not depend on routes.
 const CONNECTION_TESTS: &[ConnectionTest] = &[
     ("a connection serves many requests", |address| {
         let mut connection = Connection::open(address);

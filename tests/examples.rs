@@ -2,9 +2,9 @@
 
 mod harness;
 
-use harness::{Connection, Guest, Response, Server, TIMEOUT};
+use harness::{Connection, Guest, Response, Server, TIMEOUT, listen, read_until};
 use std::env;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -182,8 +182,7 @@ fn config_reads_greeting_from_environment() {
 
 /// A listener, and its URL.
 fn upstream() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
+    let (listener, address) = listen();
     (listener, format!("http://{address}/"))
 }
 
@@ -193,12 +192,7 @@ fn proxy_forwards_request_and_response() {
     let received = thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("a connection");
         client.set_read_timeout(Some(TIMEOUT)).expect("set");
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\nfour") {
-            let mut byte = [0];
-            client.read_exact(&mut byte).expect("a request");
-            request.extend(byte);
-        }
+        let request = read_until(&mut client, b"\r\n\r\nfour").expect("a request");
         let response =
             "HTTP/1.1 418 I'm a teapot\r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 5\r\n\r\nshort";
         client.write_all(response.as_bytes()).expect("sent");

@@ -3,14 +3,12 @@
 mod harness;
 
 use harness::{Connection, NO_ACCESS_LOG, RAW, Server};
-use rustix::process::Signal;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Shuts the server down; returns the rest of its log, without lines of guests.
 fn remaining_log(server: &mut Server) -> Vec<String> {
-    server.signal(Signal::TERM);
-    let mut lines = server.lines_until("shutting down");
+    let mut lines = server.terminate();
     lines.retain(|line| !line.contains(" guest: "));
     lines
 }
@@ -174,7 +172,7 @@ fn guest_sees_granted_variables() {
 #[test]
 fn guest_sees_no_environment_or_arguments() {
     let server = Server::start(RAW, &[NO_ACCESS_LOG]);
-    let response = Connection::open(server.address).request("GET", "/environment");
+    let response = server.get("/environment");
     assert_eq!(response.expect("a response").body, b"0");
 }
 
@@ -192,7 +190,7 @@ fn guest_that_waits_after_response_does_not_delay_client() {
         line.ends_with("after the response started: the guest took too long"),
         "{line}"
     );
-    let next = Connection::open(server.address).request("GET", "/");
+    let next = server.get("/");
     assert_eq!(next.expect("a response").body, b"fine");
 }
 
@@ -295,13 +293,8 @@ fn client_disconnect_ends_guest() {
         ("GUEST_TIMEOUT", "1h"),
     ];
     let mut server = Server::start(RAW, &env);
-    let mut connection = Connection::open(server.address);
-    connection.send_request("GET", "/wait").expect("sent");
-    server.lines_until("guest: waiting");
-    let status = || {
-        let probe = Connection::open(server.address).request("GET", "/");
-        probe.expect("a response").status
-    };
+    let connection = server.waiting_request("/wait");
+    let status = || server.get("/").expect("a response").status;
     assert_eq!(status(), 503);
     drop(connection);
     harness::wait_until("the guest has ended", || status() == 200);
@@ -322,7 +315,7 @@ fn client_disconnect_during_response_ends_guest() {
     connection.read_until(b"half\r\n").expect("half a response");
     drop(connection);
     harness::wait_until("the guest has ended", || {
-        let next = Connection::open(server.address).request("GET", "/");
+        let next = server.get("/");
         next.expect("a response").status == 200
     });
 }
@@ -383,11 +376,7 @@ fn empty_writes_time_out_and_take_no_memory() {
 #[test]
 fn refused_memory_is_left_for_other_guests() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
-    let mut connection = Connection::open(server.address);
-    connection
-        .send_request("GET", "/grow-too-far")
-        .expect("sent");
-    server.lines_until("guest: waiting");
+    let mut connection = server.waiting_request("/grow-too-far");
     let mut other = Connection::open(server.address);
     let taken = other.request("GET", "/take-30-mib").expect("a response");
     assert_eq!(taken.body, b"taken");
@@ -419,7 +408,7 @@ fn guest_without_host_memory_is_not_reused() {
 #[test]
 fn guest_output_is_logged_by_line() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
-    let response = Connection::open(server.address).request("GET", "/log");
+    let response = server.get("/log");
     assert_eq!(response.expect("a response").status, 200);
     assert!(server.line().ends_with(" guest: a line"));
     assert!(server.line().ends_with(r" guest: forged \u{1b}[31mline"));

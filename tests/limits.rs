@@ -78,12 +78,9 @@ fn computing_guest_is_preempted_and_times_out() {
     assert!((0..3).any(|_| round()));
 }
 
-/// Sends a request over each of so many connections at once; returns the responses' bodies, or their statuses if not 200.
-fn concurrent_requests(address: SocketAddr, path: &str, clients: usize) -> Vec<String> {
-    let mut connections: Vec<_> = (0..clients).map(|_| Connection::open(address)).collect();
-    for connection in &mut connections {
-        connection.send_request("GET", path).expect("sent");
-    }
+/// Sends a request over each of so many connections at once. Returns the responses' bodies, or their statuses if not 200, and the
+/// maximum of the server's memory meanwhile.
+fn concurrent_requests(server: &Server, path: &str, clients: usize) -> (Vec<String>, u64) {
     let response = |mut connection: Connection| {
         let response = connection.response("GET").expect("a response");
         if response.status == 503 {
@@ -94,7 +91,23 @@ fn concurrent_requests(address: SocketAddr, path: &str, clients: usize) -> Vec<S
             status => status.to_string(),
         }
     };
-    connections.into_iter().map(response).collect()
+    let address = server.address;
+    let responses = || {
+        let mut connections: Vec<_> = (0..clients).map(|_| Connection::open(address)).collect();
+        for connection in &mut connections {
+            connection.send_request("GET", path).expect("sent");
+        }
+        connections.into_iter().map(response).collect()
+    };
+    thread::scope(|scope| {
+        let responses = scope.spawn(responses);
+        let mut max = 0;
+        while !responses.is_finished() {
+            max = max.max(server.memory());
+            thread::sleep(Duration::from_millis(20));
+        }
+        (responses.join().expect("responses"), max)
+    })
 }
 
 #[test]
@@ -102,15 +115,7 @@ fn guests_share_memory_total() {
     let _guard = serialize_tests();
     let server = Server::on_one_core(RAW);
     for _ in 0..2 {
-        let (responses, max) = thread::scope(|scope| {
-            let responses = scope.spawn(|| concurrent_requests(server.address, "/take-30-mib", 40));
-            let mut max = 0;
-            while !responses.is_finished() {
-                max = max.max(server.memory());
-                thread::sleep(Duration::from_millis(50));
-            }
-            (responses.join().expect("responses"), max)
-        });
+        let (responses, max) = concurrent_requests(&server, "/take-30-mib", 40);
         let count = |of: &str| responses.iter().filter(|it| *it == of).count();
         // 8 × 30 MiB and what all start with are less than 256 MiB, 9 are more.
         let (taken, none, rejected) = (count("taken"), count("none left"), count("503"));
@@ -131,15 +136,7 @@ fn host_memory_for_guests_is_bounded() {
     let _guard = serialize_tests();
     for path in ["/take-fields", "/take-handles"] {
         let server = Server::on_one_core(RAW);
-        let (responses, max) = thread::scope(|scope| {
-            let responses = scope.spawn(|| concurrent_requests(server.address, path, 60));
-            let mut max = 0;
-            while !responses.is_finished() {
-                max = max.max(server.memory());
-                thread::sleep(Duration::from_millis(20));
-            }
-            (responses.join().expect("responses"), max)
-        });
+        let (responses, max) = concurrent_requests(&server, path, 60);
         println!("{path}: {responses:?}; {} MiB", max >> 20);
         assert!(max < max_memory(&server), "{path}: {max}");
         assert_served(server.address);

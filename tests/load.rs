@@ -3,6 +3,7 @@
 mod harness;
 
 use harness::frames::{END, HEADERS, METHOD_GET, WINDOW_UPDATE, frame, http2_head, http2_preface};
+use harness::http2::runtime;
 use harness::{
     Connection, NO_ACCESS_LOG, RAW, Server, TIMEOUT, WASI, command_words, raise_fd_limit,
     serialize_tests, wait_until,
@@ -81,8 +82,7 @@ fn shutdown_drops_no_request() {
                 let first = first_responses.recv_timeout(TIMEOUT);
                 first.expect("every client is served");
             }
-            server.signal(Signal::TERM);
-            server.lines_until("SIGTERM: shutting down");
+            server.terminate();
             assert!(
                 Connection::try_open(address).is_err(),
                 "the server still listens"
@@ -107,8 +107,7 @@ fn idle_client_is_served_during_grace_period() {
         let mut connection = Connection::open(server.address);
         connection.request("GET", "/").expect("a response");
         let started = Instant::now();
-        server.signal(Signal::TERM);
-        server.lines_until("SIGTERM: shutting down");
+        server.terminate();
         let sent = connection.send_request("GET", "/");
         if started.elapsed() >= IDLE_GRACE_PERIOD {
             return false;
@@ -165,8 +164,7 @@ fn shutdown_serves_request_with_incomplete_head() {
     let mut connection = Connection::open(server.address);
     connection.request("GET", "/").expect("a response");
     connection.send("GET / HTTP/1.1\r\nHo").expect("sent");
-    server.signal(Signal::TERM);
-    server.lines_until("SIGTERM: shutting down");
+    server.terminate();
     thread::sleep(2 * IDLE_GRACE_PERIOD);
     connection.send("st: test\r\n\r\n").expect("sent");
     let response = connection.response("GET").expect("a response");
@@ -271,13 +269,6 @@ fn shutdown_drops_no_http2_request() {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime.expect("a runtime")
-}
-
 /// Opens so many connections at once, each of which is served or rejected; returns how many are rejected.
 fn rejected_of(connections: usize, address: SocketAddr) -> usize {
     let crowd: Vec<_> = (0..connections)
@@ -326,8 +317,7 @@ fn fd_limit_lowers_connection_limit() {
     assert!((10..50).contains(&room), "{line}");
     let rejected = rejected_of(300, server.address);
     assert_eq!(rejected, 300 - room);
-    server.signal(Signal::TERM);
-    let lines = server.lines_until("shutting down");
+    let lines = server.terminate();
     let is_expected = |line: &String| line.contains("MAX_CONNECTIONS are open: ");
     assert!(lines.iter().all(is_expected), "{lines:?}");
     assert_eq!(server.wait().code(), Some(0));
@@ -363,8 +353,7 @@ fn survives_fd_exhaustion() {
     // Clients for whom there is no descriptor are rejected and do not wait.
     let rejected = rejected_of(300, server.address);
     assert!((180..300).contains(&rejected), "{rejected} of 300 rejected");
-    server.signal(Signal::TERM);
-    let lines = server.lines_until("shutting down");
+    let lines = server.terminate();
     let warnings = lines.iter().filter(|line| {
         line.contains("cannot accept connections: ") && line.contains("(os error 24)")
     });
@@ -401,7 +390,7 @@ fn connection_over_limit_gets_503() {
     );
     open.pop();
     wait_until("the limit is no longer reached", || {
-        let response = Connection::open(server.address).request("GET", "/");
+        let response = server.get("/");
         response.is_ok_and(|response| response.status == 200)
     });
     for mut connection in open {
@@ -419,14 +408,7 @@ fn request_over_limit_gets_503() {
         ("GUEST_TIMEOUT", "1h"),
     ];
     let mut server = Server::start(RAW, &env);
-    let mut waiting: Vec<_> = (0..2)
-        .map(|_| {
-            let mut connection = Connection::open(server.address);
-            connection.send_request("GET", "/wait").expect("sent");
-            server.lines_until("guest: waiting");
-            connection
-        })
-        .collect();
+    let mut waiting: Vec<_> = (0..2).map(|_| server.waiting_request("/wait")).collect();
     let mut connection = Connection::open(server.address);
     for _ in 0..2 {
         let response = connection.request("GET", "/").expect("a response");
@@ -459,8 +441,7 @@ fn drain_completes_http2_response_without_window() {
     connection
         .read_until(b"\0\0\x01\0\0\0\0\0\x01f")
         .expect("a byte");
-    server.signal(Signal::TERM);
-    server.lines_until("SIGTERM: shutting down");
+    server.terminate();
     thread::sleep(Duration::from_secs(4));
     let more = frame(WINDOW_UPDATE, 0, 1, &3_u32.to_be_bytes());
     connection.send(more).expect("sent");
@@ -484,7 +465,7 @@ fn fast_client_needs_no_transfer() {
     assert_eq!(response.status, 503);
     // This client can wait too long for the CPU.
     wait_until("the whole response comes", || {
-        let response = Connection::open(server.address).request("GET", "/late-large");
+        let response = server.get("/late-large");
         response.is_ok_and(|response| response.body.len() == 1 + (1 << 20))
     });
     let mut slow = Connection::open_with_small_buffer(server.address);
@@ -502,9 +483,7 @@ fn request_over_memory_total_gets_503() {
         ("GUEST_TIMEOUT", "1h"),
     ];
     let mut server = Server::start(RAW, &env);
-    let mut waiting = Connection::open(server.address);
-    waiting.send_request("GET", "/wait").expect("sent");
-    server.lines_until("guest: waiting");
+    let waiting = server.waiting_request("/wait");
     let mut connection = Connection::open(server.address);
     let response = connection.request("GET", "/").expect("a response");
     assert_eq!(response.status, 503);
@@ -535,7 +514,7 @@ fn long_head_without_buffer_gets_503() {
         .collect();
     let lines = server.lines_until("the buffers of all connections are taken: ");
     assert!(lines.is_empty(), "{lines:?}");
-    let response = Connection::open(server.address).request("GET", "/");
+    let response = server.get("/");
     assert_eq!(response.expect("a response").status, 200);
     let mut rejected = 0;
     for connection in &mut open {
@@ -569,7 +548,7 @@ fn response_without_buffer_is_aborted() {
     }
     connection.send(begin).expect("sent");
     server.lines_until("after the response started: the buffers of all connections are taken");
-    let response = Connection::open(server.address).request("GET", "/");
+    let response = server.get("/");
     assert_eq!(response.expect("a response").body, b"fine");
 }
 
@@ -585,20 +564,13 @@ fn idle_guests_release_memory() {
     let mut server = Server::start(RAW, &env);
     // Eight at a time, so that eight are kept.
     let mut waiting: Vec<_> = (0..8)
-        .map(|_| {
-            let mut connection = Connection::open(server.address);
-            connection
-                .send_request("GET", "/log-and-wait")
-                .expect("sent");
-            server.lines_until("guest: waiting");
-            connection
-        })
+        .map(|_| server.waiting_request("/log-and-wait"))
         .collect();
     for connection in &mut waiting {
         let response = connection.response("GET").expect("a response");
         assert_eq!(response.body, b"fine");
     }
-    let response = Connection::open(server.address).request("GET", "/take-30-mib");
+    let response = server.get("/take-30-mib");
     assert_eq!(response.expect("a response").body, b"taken");
 }
 

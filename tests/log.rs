@@ -6,14 +6,9 @@ use harness::http2::Http2;
 use harness::{Connection, NO_ACCESS_LOG, RAW, Response, Server, WASI};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::io;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
-
-fn get(server: &Server, target: &str) -> io::Result<Response> {
-    Connection::open(server.address).request("GET", target)
-}
 
 /// Sends a request with these fields.
 fn get_with(server: &Server, path: &str, fields: &str) -> Response {
@@ -31,7 +26,7 @@ fn json(server: &mut Server) -> Value {
 #[test]
 fn each_request_is_logged() {
     let mut server = Server::start(WASI, &[]);
-    get(&server, "/health?secret=1").expect("a response");
+    server.get("/health?secret=1").expect("a response");
     let line = server.line();
     let fields: Vec<_> = line.split(' ').collect();
     let [time, "INFO", peer, "GET", "/health", "200", "2B", took] = fields[..] else {
@@ -49,7 +44,7 @@ fn each_request_is_logged() {
 #[test]
 fn json_log_has_documented_fields() {
     let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
-    get(&server, "/%22?x").expect("a response");
+    server.get("/%22?x").expect("a response");
     let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
     assert!(line["timestamp"].is_string() && line["duration_us"].is_u64());
     assert_eq!(line["severity_text"], "INFO");
@@ -72,7 +67,7 @@ fn json_log_has_documented_fields() {
 #[test]
 fn access_log_can_be_off() {
     let mut server = Server::start(WASI, &[("ACCESS_LOG", "off")]);
-    get(&server, "/").expect("a response");
+    server.get("/").expect("a response");
     server.signal(Signal::TERM);
     let line = server.line();
     assert!(line.contains("shutting down"), "{line}");
@@ -94,7 +89,7 @@ fn control_characters_are_escaped() {
         assert!([400, 404].contains(&status), "{status}");
         sent += 1;
     }
-    get(&server, "/end").expect("a response");
+    server.get("/end").expect("a response");
     let mut lines = 0;
     loop {
         let line = server.line();
@@ -204,7 +199,7 @@ fn lines_of_reused_guest_have_id_of_request() {
     }
     // An unfinished line keeps the id of its request.
     get_with(&server, "/log-part", "x-request-id: third\r\n");
-    get(&server, "/log").expect("a response");
+    server.get("/log").expect("a response");
     for end in ["INFO [request=third] guest: part", "INFO guest: a line"] {
         let line = server.line();
         assert!(line.ends_with(end), "{line}");

@@ -5,11 +5,11 @@ mod harness;
 use harness::frames::http2_preface;
 use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, Server, WASI, assert_error, command, run,
-    serialize_tests, wait_until,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, Server, WASI, assert_error, command,
+    listen, run, serialize_tests, wait_until,
 };
 use rustix::process::Signal;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 /// Status and body of a response.
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -70,11 +70,12 @@ fn management_listener_is_off_by_default() {
 
 #[test]
 fn address_in_use_exits_with_1() {
-    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = other.local_addr().expect("an address").to_string();
+    let (_other, address) = listen();
     let mut command = command(PROGRAM);
     command.arg(WASI.cwasm()).args(["--listen", "127.0.0.1:0"]);
-    let output = command.env("MANAGEMENT_LISTEN", &address).output();
+    let output = command
+        .env("MANAGEMENT_LISTEN", address.to_string())
+        .output();
     let line = format!(
         "cannot listen on {address}: the address is in use; choose another with MANAGEMENT_LISTEN"
     );
@@ -120,8 +121,7 @@ fn drain_ends_readiness_but_not_liveness() {
     let mut connection = Connection::open(server.address);
     connection.send_request("GET", "/slow").expect("sent");
     connection.wait_for_response().expect("a first byte");
-    server.signal(Signal::TERM);
-    server.lines_until("shutting down");
+    server.terminate();
     assert_eq!(get(address, "/readyz").0, 503);
     assert_eq!(get(address, "/livez").0, 200);
 }

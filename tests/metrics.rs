@@ -5,11 +5,11 @@ mod harness;
 use harness::frames::http2_without_window;
 use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, SERVICES, Server, WASI, serialize_tests,
-    wait_until,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, SERVICES, Server, WASI, listen,
+    read_until, serialize_tests, wait_until,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::{fs, io, thread};
 
 /// Metrics by name and labels, such as `http_server_timeouts_total{timeout="idle"}`.
@@ -41,8 +41,9 @@ fn wait_for_sample(server: &Server, name: &str, value: f64) {
     });
 }
 
-fn get(server: &Server, path: &str) -> u16 {
-    let response = Connection::open(server.address).request("GET", path);
+/// The status of a response, or 0 if there is none.
+fn status_of(server: &Server, path: &str) -> u16 {
+    let response = server.get(path);
     response.map_or(0, |response| response.status)
 }
 
@@ -154,7 +155,7 @@ fn guest_failures_are_counted_by_reason() {
     ] {
         let name = format!("guest_failures_total{{reason=\"{reason}\"}}");
         let before = samples(server.management())[&name];
-        get(&server, path);
+        status_of(&server, path);
         wait_for_sample(&server, &name, before + 1.0);
     }
     // A truncated body: by an error in its place (WASI 0.3), or by the exit of the guest.
@@ -174,7 +175,7 @@ fn guest_failures_are_counted_by_reason() {
     }
     let refused = "guest_memory_refusals_total{limit=\"guest_memory\"}";
     assert_eq!(samples(server.management())[refused], 0.0);
-    get(&server, "/memory");
+    status_of(&server, "/memory");
     wait_until("growth is refused", || {
         samples(server.management())[refused] >= 1.0
     });
@@ -210,17 +211,14 @@ fn rejections_are_counted_by_limit() {
     let mut server = Server::start(RAW, &env);
     let mut waiting = Vec::new();
     for _ in 0..2 {
-        let mut connection = Connection::open(server.address);
-        connection.send_request("GET", "/wait").expect("sent");
-        server.lines_until("guest: waiting");
-        waiting.push(connection);
+        waiting.push(server.waiting_request("/wait"));
     }
-    assert_eq!(get(&server, "/"), 503);
+    assert_eq!(status_of(&server, "/"), 503);
     wait_for_sample(&server, &rejected("requests", "max_requests"), 1.0);
     wait_for_sample(&server, &requests("GET", 503), 1.0);
     waiting.extend((0..2).map(|_| Connection::open(server.address)));
     // Connections are accepted in order, and the last one is over the limit.
-    assert_eq!(get(&server, "/"), 503);
+    assert_eq!(status_of(&server, "/"), 503);
     // One before it can be rejected, too, while an earlier one is still open.
     let name = rejected("connections", "max_connections");
     wait_until(&name, || samples(server.management())[&name] >= 1.0);
@@ -235,10 +233,8 @@ fn rejections_are_counted_by_limit() {
     // One guest starts with more than 1 MiB, and two do not fit.
     let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_MEMORY_TOTAL", "2MiB")];
     let mut server = Server::start(RAW, &env);
-    let mut waiting = Connection::open(server.address);
-    waiting.send_request("GET", "/wait").expect("sent");
-    server.lines_until("guest: waiting");
-    assert_eq!(get(&server, "/"), 503);
+    let _waiting = server.waiting_request("/wait");
+    assert_eq!(status_of(&server, "/"), 503);
     wait_for_sample(&server, &rejected("requests", "guest_memory_total"), 1.0);
     wait_for_sample(
         &server,
@@ -282,24 +278,17 @@ fn timeouts_are_counted_by_setting() {
 
 #[test]
 fn outbound_requests_are_counted_by_outcome() {
-    let upstream = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = upstream.local_addr().expect("an address");
+    let (upstream, address) = listen();
     thread::spawn(move || {
         for client in upstream.incoming() {
             let mut client = client.expect("a connection");
-            let mut head = io::BufReader::new(client.try_clone().expect("a socket"));
-            let mut line = String::new();
-            while io::BufRead::read_line(&mut head, &mut line).is_ok()
-                && !line.ends_with("\r\n\r\n")
-            {}
+            read_until(&mut client, b"\r\n\r\n").expect("a head");
             let response = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
             io::Write::write_all(&mut client, response).expect("sent");
         }
     });
-    let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let nobody = closed.local_addr().expect("an address");
-    drop(closed);
-    let allowed = format!("http://{address},http://{nobody}");
+    let (_, closed) = listen();
+    let allowed = format!("http://{address},http://{closed}");
     let env = [
         NO_ACCESS_LOG,
         MANAGEMENT,
@@ -312,7 +301,7 @@ fn outbound_requests_are_counted_by_outcome() {
             address.to_string(),
             count("http_response_status_code=\"204\""),
         ),
-        (nobody.to_string(), count("error_type=\"connect\"")),
+        (closed.to_string(), count("error_type=\"connect\"")),
         (
             "other.example".to_owned(),
             "http_client_rejected_requests_total{reason=\"not_allowed\"}".to_owned(),
@@ -328,8 +317,7 @@ fn outbound_requests_are_counted_by_outcome() {
     wait_for_sample(&server, "http_client_open_connections", 0.0);
 
     // A guest that times out while it waits.
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = silent.local_addr().expect("an address");
+    let (_silent, address) = listen();
     let allowed = format!("http://{address}");
     let env = [
         NO_ACCESS_LOG,
@@ -382,7 +370,7 @@ fn version_describes_server_and_component() {
 #[test]
 fn operations_page_lists_all_metrics() {
     let server = Server::start(WASI, &[NO_ACCESS_LOG, MANAGEMENT]);
-    get(&server, "/");
+    status_of(&server, "/");
     let page = fs::read_to_string("../docs/operations.md").expect("the page");
     let (_, table) = page.split_once("## Metrics").expect("a section");
     let (table, _) = table.split_once("\n## ").expect("another section");

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Connection, NO_ACCESS_LOG, RAW, SERVICES, Server, TIMEOUT};
+use harness::{Connection, NO_ACCESS_LOG, RAW, SERVICES, Server, TIMEOUT, listen, read_until};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -19,8 +19,7 @@ struct Upstream {
 
 impl Upstream {
     fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let (listener, address) = listen();
         Self { listener, address }
     }
 
@@ -50,12 +49,7 @@ impl Upstream {
 /// Receives the head of a request.
 fn head(client: &mut TcpStream) -> String {
     client.set_read_timeout(Some(TIMEOUT)).expect("set");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        client.read_exact(&mut byte).expect("a head");
-        head.extend(byte);
-    }
+    let head = read_until(client, b"\r\n\r\n").expect("a head");
     String::from_utf8(head).expect("ASCII").to_lowercase()
 }
 
@@ -447,8 +441,8 @@ fn drain_timeout_ends_outbound_request() {
 /// A certificate that no authority has signed.
 #[test]
 fn https_rejects_unknown_certificate_authority() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let (listener, address) = listen();
+    let port = address.port();
     let certificate =
         rustls::pki_types::CertificateDer::from(&include_bytes!("fixtures/localhost.der")[..]);
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(

@@ -6,13 +6,12 @@ use harness::frames::{
     CONTINUATION, END, END_STREAM, HEADERS, METHOD_GET, frame, http2_head, http2_without_window,
 };
 use harness::{
-    CHUNKED_POST, Connection, PROGRAM, RAW, Response, Server, WASI, assert_error, command,
-    command_words, run, wait_until,
+    CHUNKED_POST, Connection, PROGRAM, RAW, Server, WASI, assert_error, command, command_words,
+    listen, run, wait_until,
 };
 use rustix::process::Signal;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -98,8 +97,8 @@ fn invalid_settings_exit_with_2() {
 
 #[test]
 fn address_in_use_exits_with_1() {
-    let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = other.local_addr().expect("an address").to_string();
+    let (_other, address) = listen();
+    let address = address.to_string();
     let line =
         format!("cannot listen on {address}: the address is in use; choose another with PORT");
     let component = WASI.cwasm();
@@ -137,13 +136,13 @@ fn signal_during_startup_exits_immediately() {
     let pid = rustix::process::Pid::from_child(&process);
     wait_until("SIGTERM is handled", || {
         let status = fs::read_to_string(format!("/proc/{}/status", process.id()));
-        let status = status.expect("the server lives");
+        let status = status.expect("a running server");
         // A mask of the signals that are handled, in hexadecimal (proc(5)); SIGTERM is 15.
         let mask = status.lines().find_map(|it| it.strip_prefix("SigCgt:"));
         let mask = mask.and_then(|it| u64::from_str_radix(it.trim(), 16).ok());
         mask.expect("a mask") & 1 << 14 != 0
     });
-    rustix::process::kill_process(pid, Signal::TERM).expect("the server lives");
+    rustix::process::kill_process(pid, Signal::TERM).expect("a running server");
     let output = process.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(0));
     let log = String::from_utf8_lossy(&output.stdout);
@@ -303,8 +302,8 @@ fn healthcheck_accepts_only_http_200() {
         ("220 mail ready", "the answer is not HTTP/1.1"),
         ("", "unexpected end of file"),
     ] {
-        let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = other.local_addr().expect("an address").to_string();
+        let (other, address) = listen();
+        let address = address.to_string();
         let peer = thread::spawn(move || {
             let (mut stream, _) = other.accept()?;
             io::Write::write_all(&mut stream, response.as_bytes())?;
@@ -320,8 +319,8 @@ fn healthcheck_accepts_only_http_200() {
 
 #[test]
 fn healthcheck_times_out() {
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = silent.local_addr().expect("an address").to_string();
+    let (_silent, address) = listen();
+    let address = address.to_string();
     let output = run(&["healthcheck"], &[("LISTEN", &address)]);
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -329,10 +328,6 @@ fn healthcheck_times_out() {
         error.starts_with(&format!("error: {address} is not healthy: ")),
         "{error}"
     );
-}
-
-fn get(server: &Server, target: &str) -> io::Result<Response> {
-    Connection::open(server.address).request("GET", target)
 }
 
 /// The command of a server with this limit of address space, in bytes.
@@ -350,7 +345,7 @@ const ADDRESS_SPACE_OF_39_BITS: u64 = 1 << 39;
 #[test]
 fn address_space_of_39_bits_suffices() {
     let server = Server::spawn(with_address_space(ADDRESS_SPACE_OF_39_BITS), &[]);
-    assert_eq!(get(&server, "/").expect("a response").status, 200);
+    assert_eq!(server.get("/").expect("a response").status, 200);
 }
 
 #[test]
@@ -384,7 +379,7 @@ fn small_address_space_exits_with_largest_value_that_fits() {
             with_address_space(address_space),
             &[("MAX_REQUESTS", &fit.to_string())],
         );
-        assert_eq!(get(&server, "/").expect("a response").status, 200);
+        assert_eq!(server.get("/").expect("a response").status, 200);
     }
 }
 

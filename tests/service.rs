@@ -5,7 +5,6 @@ mod harness;
 
 use harness::http2::Http2;
 use harness::{Connection, NO_ACCESS_LOG, SERVICES, Server, wait_until};
-use rustix::process::Signal;
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
@@ -22,8 +21,7 @@ fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) 
 
 /// Shuts the server down; returns the messages of the rest of its log.
 fn remaining_log(server: &mut Server) -> Vec<String> {
-    server.signal(Signal::TERM);
-    let lines = server.lines_until("shutting down").into_iter();
+    let lines = server.terminate().into_iter();
     let message = |line: String| line.splitn(3, ' ').nth(2).map(str::to_owned);
     lines
         .map(|line| message(line).expect("a time and a level"))

@@ -1,4 +1,4 @@
-//! HTTP/2 frames as bytes, for clients that no library would be (RFC 9113, and RFC 7541 for fields).
+//! HTTP/2 frames as bytes (RFC 9113), with fields (RFC 7541).
 
 use std::io::{self, Read};
 

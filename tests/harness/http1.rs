@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that sends bytes as they are, and hides nothing of the responses.
+//! An HTTP/1.1 client that sends bytes as they are.
 
 use super::TIMEOUT;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -124,13 +124,7 @@ impl Connection {
 
     /// Reads up to and including these bytes; returns all of them.
     pub fn read_until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
-        let mut received = Vec::new();
-        while !received.ends_with(end) {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte)?;
-            received.extend(byte);
-        }
-        Ok(received)
+        read_until(&mut self.0, end)
     }
 
     /// Waits for the first byte of a response.
@@ -185,4 +179,15 @@ impl Connection {
         self.0.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// Reads up to and including these bytes, and no others; returns all of them.
+pub fn read_until(mut stream: impl Read, end: &[u8]) -> io::Result<Vec<u8>> {
+    let mut received = Vec::new();
+    while !received.ends_with(end) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        received.extend(byte);
+    }
+    Ok(received)
 }

@@ -14,8 +14,7 @@ pub type PendingResponse = h2::client::ResponseFuture;
 
 impl Http2 {
     pub fn connect(address: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        let runtime = runtime();
         let client = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await;
             let handshake = h2::client::handshake(stream.expect("connected"));
@@ -111,4 +110,10 @@ impl Http2 {
             Ok(bytes)
         })
     }
+}
+
+/// A runtime of one thread.
+pub fn runtime() -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().expect("a runtime")
 }

@@ -1,4 +1,4 @@
-//! Shared by the tests: server processes, guests, and clients that no library would be.
+//! Shared by the tests: server processes, guests, and clients with full control of the bytes.
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
@@ -10,14 +10,14 @@ mod resources;
 mod server;
 
 pub use guest::{Guest, RAW, SERVICES, SPIN, WASI};
-pub use http1::{CHUNKED_POST, Connection, Response};
+pub use http1::{CHUNKED_POST, Connection, Response, read_until};
 pub use resources::{established, raise_fd_limit};
 pub use server::{
     MANAGEMENT, NO_ACCESS_LOG, PROGRAM, Server, assert_error, command, command_words, run,
     run_trials,
 };
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,13 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn serialize_tests() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Listens on a free port of 127.0.0.1.
+pub fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    (listener, address)
 }
 
 /// The address in the URL of a variable, which is of the form `http://host:port`.

@@ -1,4 +1,4 @@
-//! What a server uses, as Linux reports it: memory, file descriptors, connections.
+//! Resources of a server, as Linux reports them: memory, file descriptors, connections.
 
 use super::Server;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -31,13 +31,13 @@ impl Server {
         };
         let processes = std::fs::read_dir("/proc").expect("processes").flatten();
         let mut pids = processes.filter_map(|it| it.file_name().to_str()?.parse().ok());
-        pids.find(has_socket).expect("the server lives")
+        pids.find(has_socket).expect("a running server")
     }
 
     /// The control groups of the server (cgroups(7)).
     fn cgroups(&self) -> String {
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.listener_pid()));
-        groups.expect("the server lives")
+        groups.expect("a running server")
     }
 
     /// Returns true if the server runs in a container of Docker.
@@ -88,7 +88,7 @@ impl Server {
     /// The number of open file descriptors.
     pub fn open_fds(&self) -> usize {
         let path = format!("/proc/{}/fd", self.listener_pid());
-        std::fs::read_dir(path).expect("the server lives").count()
+        std::fs::read_dir(path).expect("a running server").count()
     }
 
     /// Sets the process's limit of file descriptors.
@@ -98,13 +98,13 @@ impl Server {
             current: Some(limit),
             maximum: Some(limit),
         };
-        prlimit(Some(pid), Resource::Nofile, limit).expect("the server lives");
+        prlimit(Some(pid), Resource::Nofile, limit).expect("a running server");
     }
 }
 
 fn resident(pid: u32) -> u64 {
     let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(path).expect("the server lives");
+    let status = std::fs::read_to_string(path).expect("a running server");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
     1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect(&status)

@@ -1,6 +1,6 @@
 //! The program as a process: a server, its log, and its end.
 
-use super::{Guest, TIMEOUT, wait_until};
+use super::{Connection, Guest, Response, TIMEOUT, wait_until};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Pid, Signal};
 use std::io::{self, BufRead, BufReader};
@@ -123,9 +123,28 @@ impl Server {
         std::thread::spawn(move || io::copy(&mut log, &mut io::sink()));
     }
 
+    /// Sends a request over a connection of its own.
+    pub fn get(&self, target: &str) -> io::Result<Response> {
+        Connection::open(self.address).request("GET", target)
+    }
+
+    /// Sends a request to a path on which the guest logs `waiting`; returns the connection when it has.
+    pub fn waiting_request(&mut self, path: &str) -> Connection {
+        let mut connection = Connection::open(self.address);
+        connection.send_request("GET", path).expect("sent");
+        self.lines_until("guest: waiting");
+        connection
+    }
+
+    /// Sends SIGTERM; returns the lines of the log until the server shuts down.
+    pub fn terminate(&mut self) -> Vec<String> {
+        self.signal(Signal::TERM);
+        self.lines_until("SIGTERM: shutting down")
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, signal).expect("the server lives");
+        rustix::process::kill_process(pid, signal).expect("a running server");
     }
 
     /// Waits for the process to exit by itself.

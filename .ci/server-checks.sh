@@ -43,10 +43,10 @@ is_healthy_and_stops() {
   docker inspect --format '{{.State.ExitCode}} {{.State.OOMKilled}}' "$container" | grep -x '0 false'
 }
 
-# The tests of load, with the server as process 1 of a container: `docker run` passes signals on.
+# The shutdown under load, with the server as process 1 of a container: `docker run` passes signals on.
 drains_as_process_1() {
   SERVER="$(command -v docker) run --rm --label ci --network host -e ACCESS_LOG -e MANAGEMENT_LISTEN=off -v $PWD/target:$PWD/target:ro wasi-essentials:ci" \
-    cargo test --package server --test load shutdown_drops_no -- --nocapture
+    cargo test --package server --test shutdown shutdown_drops_no -- --nocapture
 }
 
 # At the defaults, with the limits of compose.yaml. The worst clients come back when they are cut: 40 s is longer than each
@@ -68,6 +68,7 @@ shipped_runtime_holds() {
   extract wasi-essentials:ci "$STATE/ci" || return
   SERVER=$STATE/ci/wasi-essentials SOAK_SECONDS=30 cargo test --package server \
     --test guests --test load --test log --test malformed --test management --test metrics --test requests --test service \
+    --test shutdown \
     -- --nocapture
 }
 

@@ -129,7 +129,7 @@ fn connection_over_limit_gets_503() {
     assert_eq!(eleventh.read_to_end().expect("a clean end"), b"");
     let line = server.line();
     assert!(
-        line.ends_with("MAX_CONNECTIONS are open: 1 more turned away"),
+        line.ends_with("connection limit reached (MAX_CONNECTIONS): rejected 1"),
         "{line}"
     );
     open.pop();
@@ -162,7 +162,7 @@ fn request_over_limit_gets_503() {
     // At once, and the other one a second later.
     for _ in 0..2 {
         let line = server.line();
-        let end = "MAX_REQUESTS are in the component: 1 more requests refused";
+        let end = "request limit reached (MAX_REQUESTS): rejected 1";
         assert!(line.ends_with(end), "{line}");
     }
     waiting.pop();
@@ -191,7 +191,7 @@ fn fast_client_needs_no_transfer() {
     });
     let mut slow = Connection::open_with_small_buffer(server.address);
     slow.send_request("GET", "/late-large").expect("sent");
-    server.lines_until("after the response started: half of MAX_REQUESTS have large bodies");
+    server.lines_until("after the response started: transfer limit reached (half of MAX_REQUESTS)");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn request_over_memory_total_gets_503() {
     assert_eq!(response.status, 503);
     assert_eq!(response.header("retry-after"), ["1"]);
     let line = server.line();
-    let end = "no memory is left in GUEST_MEMORY_TOTAL: 1 more requests refused";
+    let end = "guest memory exhausted (GUEST_MEMORY_TOTAL): rejected 1";
     assert!(line.ends_with(end), "{line}");
     drop(waiting);
     wait_until("the limit is no longer reached", || {
@@ -233,7 +233,7 @@ fn long_head_without_buffer_gets_503() {
             connection
         })
         .collect();
-    let lines = server.lines_until("the buffers of all connections are taken: ");
+    let lines = server.lines_until("connection buffers exhausted: closed ");
     assert!(lines.is_empty(), "{lines:?}");
     let response = server.get("/");
     assert_eq!(response.expect("a response").status, 200);
@@ -268,7 +268,7 @@ fn response_without_buffer_is_aborted() {
         ));
     }
     connection.send(begin).expect("sent");
-    server.lines_until("after the response started: the buffers of all connections are taken");
+    server.lines_until("after the response started: connection buffers exhausted");
     let response = server.get("/");
     assert_eq!(response.expect("a response").body, b"fine");
 }

@@ -88,7 +88,7 @@ fn drain_delay_ends_only_readiness() {
     let mut server = Server::start(WASI, &env);
     let address = server.management();
     server.signal(Signal::TERM);
-    server.lines_until("SIGTERM: not ready, and serving for another 3600s");
+    server.lines_until("SIGTERM: not ready, serving for another 3600s");
     wait_until("the server is not ready", || {
         get(address, "/readyz") == (503, "shutting down".into())
     });
@@ -109,7 +109,7 @@ fn drain_follows_delay() {
     let env = [NO_ACCESS_LOG, ("DRAIN_DELAY", "50ms")];
     let mut server = Server::start(WASI, &env);
     server.signal(Signal::TERM);
-    server.lines_until("SIGTERM: not ready, and serving for another 50ms");
+    server.lines_until("SIGTERM: not ready, serving for another 50ms");
     server.lines_until("SIGTERM: shutting down, 0 connections open");
     assert_eq!(server.wait().code(), Some(0));
 }

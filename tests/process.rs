@@ -146,10 +146,7 @@ fn signal_during_startup_exits_immediately() {
     let output = process.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(0));
     let log = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        log.ends_with(" SIGTERM: ended before it has served\n"),
-        "{log}"
-    );
+    assert!(log.ends_with(" SIGTERM: exited before serving\n"), "{log}");
 }
 
 /// As many clients may wait to be accepted as may be open, up to the limit of the system.
@@ -181,7 +178,7 @@ fn drain_timeout_closes_unfinished_request() {
     connection.send("GET / HTTP/1.1\r\n").expect("sent");
     server.signal(Signal::TERM);
     server.lines_until("shutting down, 1 connections open");
-    server.lines_until("out of time: 0 requests on 1 connection cut");
+    server.lines_until("drain timed out (DRAIN_TIMEOUT): closing 1 connection with 0 requests");
     assert_eq!(server.wait().code(), Some(0));
 }
 
@@ -197,7 +194,7 @@ fn request_cut_by_drain_is_logged() {
         connection.send_request("GET", "/wait").expect("sent");
         server.lines_until("waiting");
         server.signal(Signal::TERM);
-        server.lines_until("out of time: 1 request on 1 connection cut");
+        server.lines_until("drain timed out (DRAIN_TIMEOUT): closing 1 connection with 1 request");
         let line = server.line();
         let (request, end) = match format {
             "text" => (" GET /wait 503 0B ", "us cut"),
@@ -266,7 +263,7 @@ fn second_signal_forces_exit() {
     server.signal(Signal::TERM);
     server.lines_until("shutting down");
     server.signal(Signal::TERM);
-    server.lines_until("told again: 0 requests on 1 connection cut");
+    server.lines_until("received a second signal: closing 1 connection with 0 requests");
     assert_eq!(server.wait().code(), Some(0));
 }
 
@@ -297,9 +294,9 @@ fn healthcheck_accepts_only_http_200() {
     for (response, reason) in [
         (
             "HTTP/1.1 503 Service Unavailable\r\n\r\n",
-            "/health answered 503",
+            "/health returned 503",
         ),
-        ("220 mail ready", "the answer is not HTTP/1.1"),
+        ("220 mail ready", "the response is not HTTP/1.1"),
         ("", "unexpected end of file"),
     ] {
         let (other, address) = listen();

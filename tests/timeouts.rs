@@ -157,7 +157,7 @@ fn drain_timeout_closes_open_connection() {
         .expect("a response");
     let started = Instant::now();
     server.signal(Signal::TERM);
-    server.lines_until("out of time: 0 requests on 1 connection cut");
+    server.lines_until("drain timed out (DRAIN_TIMEOUT): closing 1 connection with 0 requests");
     assert_took("drain", started, DRAIN, 0);
     assert_eq!(server.wait().code(), Some(0));
 }

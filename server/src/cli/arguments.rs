@@ -1,7 +1,7 @@
 //! The arguments of the command line, and the texts of `--help` and `--version`.
 
 use crate::component::description::VERSION;
-use crate::config::table::TABLE;
+use crate::config::table;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -97,7 +97,7 @@ impl Command {
 }
 
 pub fn help() -> String {
-    format!("{USAGE}\n{TABLE}")
+    format!("{USAGE}\n{}", table::help().trim_end())
 }
 
 /// Returns the versions of this program and of Wasmtime.

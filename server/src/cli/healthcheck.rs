@@ -18,7 +18,7 @@ pub fn check(address: SocketAddr, path: &str) -> Result<(), String> {
     match status.as_str() {
         "200" => Ok(()),
         _ => Err(format!(
-            "{address} is not healthy: {path} answered {status}"
+            "{address} is not healthy: {path} returned {status}"
         )),
     }
 }
@@ -55,6 +55,6 @@ fn fetch_status(address: SocketAddr, path: &str) -> io::Result<String> {
     }
     match line.strip_prefix(b"HTTP/1.1 ") {
         Some(status) => Ok(status.escape_ascii().to_string()),
-        None => Err(io::Error::other("the answer is not HTTP/1.1")),
+        None => Err(io::Error::other("the response is not HTTP/1.1")),
     }
 }

@@ -56,7 +56,7 @@ async fn serve(
         biased;
         reason = stop.recv() => {
             let reason = reason.unwrap_or_default();
-            log.event(Level::Info, format_args!("{reason}: ended before it has served"));
+            log.event(Level::Info, format_args!("{reason}: exited before serving"));
             return Ok(());
         }
         loaded = loaded => match loaded {

@@ -1,42 +1,64 @@
-//! The table of settings: names, meanings, defaults. `--help` prints it, and [`Config`](crate::config::settings::Config)
-//! takes the defaults from it.
+//! The table of settings. `--help` prints it, and [`Config`](crate::config::settings::Config) takes the defaults from it.
 
-/// A line for each setting, which ends with the default. Only lists of grants have none.
-pub const TABLE: &str = "\
-Settings, from the environment:
-  COMPONENT                    the component's file                      /component.cwasm
-  LISTEN                       address and port to listen on             0.0.0.0:5000
-  PORT                         the port alone; LISTEN has priority       5000
-  MANAGEMENT_LISTEN            the same for probes and metrics, or off   off
-  LOG_FORMAT                   text or json                              text
-  ACCESS_LOG                   on or off: a line for each request        on
-  TRUSTED_PROXIES              those that name the client, as 10.0.0.0/8 none
-  MAX_CONNECTIONS              connections open at a time                10000
-  MAX_REQUESTS                 requests in the component at a time       64
-  REQUESTS_PER_SANDBOX         requests that one sandbox may serve       1
-  GUEST_MEMORY                 most memory of a sandbox, up to 1GiB      64MiB
-  GUEST_MEMORY_RESIDENT        of that, kept for the sandbox's next use  256KiB
-  GUEST_MEMORY_TOTAL           most memory of all sandboxes together     256MiB
-  IDLE_TIMEOUT                 for the next request to begin             75s
-  HEADER_TIMEOUT               for a request's head to arrive            10s
-  BODY_TIMEOUT                 for a client to send 1 KiB of a body      10s
-  WRITE_TIMEOUT                for a client to take 1 KiB of a response  30s
-  GUEST_TIMEOUT                for the component to go on with its work  5s
-  DRAIN_DELAY                  not ready, but serving, after a signal    0s
-  DRAIN_TIMEOUT                for a shutdown to let work finish         8s
-In a container with less than 577 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.
+/// Name, meaning, and default as a value of the variable. Lists of grants are empty by default.
+type Setting = (&'static str, &'static str, &'static str);
 
-What the component may use, which is nothing by default:
-  GUEST_ENV                    names of variables that it sees, such as GREETING,UPSTREAM
-  ALLOWED_OUTBOUND_HOSTS       where it may send requests, such as https://api.example.com,http://*.internal:8080
-  MAX_OUTBOUND_CONNECTIONS     connections for them at a time            64
-  OUTBOUND_CONNECT_TIMEOUT     for a connection: DNS, TCP and TLS        2s
-  OUTBOUND_FIRST_BYTE_TIMEOUT  from then to the head of the response     4s
-  OUTBOUND_IDLE_TIMEOUT        for the next piece of the response        4s";
+/// Settings of the server.
+#[rustfmt::skip]
+const SERVER: [Setting; 20] = [
+    ("COMPONENT", "file of the component", "/component.cwasm"),
+    ("LISTEN", "address and port to listen on", "0.0.0.0:5000"),
+    ("PORT", "port only; LISTEN takes precedence", "5000"),
+    ("MANAGEMENT_LISTEN", "address of probes and metrics, or off", "off"),
+    ("LOG_FORMAT", "text or json", "text"),
+    ("ACCESS_LOG", "log each request: on or off", "on"),
+    ("TRUSTED_PROXIES", "networks of proxies, such as 10.0.0.0/8", "none"),
+    ("MAX_CONNECTIONS", "open connections", "10000"),
+    ("MAX_REQUESTS", "concurrent requests in the component", "64"),
+    ("REQUESTS_PER_SANDBOX", "requests that one sandbox serves", "1"),
+    ("GUEST_MEMORY", "memory limit of a sandbox, up to 1GiB", "64MiB"),
+    ("GUEST_MEMORY_RESIDENT", "of that, kept resident for reuse", "256KiB"),
+    ("GUEST_MEMORY_TOTAL", "memory limit of all sandboxes together", "256MiB"),
+    ("IDLE_TIMEOUT", "between requests on a connection", "75s"),
+    ("HEADER_TIMEOUT", "to receive the head of a request", "10s"),
+    ("BODY_TIMEOUT", "to receive each 1 KiB of a request body", "10s"),
+    ("WRITE_TIMEOUT", "to send each 1 KiB of a response", "30s"),
+    ("GUEST_TIMEOUT", "for a guest to respond, or to continue", "5s"),
+    ("DRAIN_DELAY", "after a signal: not ready, still serving", "0s"),
+    ("DRAIN_TIMEOUT", "for requests to finish at shutdown", "8s"),
+];
 
-/// Returns the default of a setting that has one, as a value of its variable.
+/// What the component may use.
+#[rustfmt::skip]
+const GRANTS: [Setting; 6] = [
+    ("GUEST_ENV", "variables that it sees, such as GREETING,UPSTREAM", ""),
+    ("ALLOWED_OUTBOUND_HOSTS", "destinations of its requests, such as https://api.example.com,http://*.internal:8080", ""),
+    ("MAX_OUTBOUND_CONNECTIONS", "open outbound connections", "64"),
+    ("OUTBOUND_CONNECT_TIMEOUT", "to connect: DNS, TCP and TLS", "2s"),
+    ("OUTBOUND_FIRST_BYTE_TIMEOUT", "from then to the head of the response", "4s"),
+    ("OUTBOUND_IDLE_TIMEOUT", "between two pieces of the response", "4s"),
+];
+
+/// Returns the settings for `--help`.
+pub fn help() -> String {
+    let rows = |settings: &[Setting]| -> String {
+        let row = |(name, meaning, default): &Setting| {
+            let row = format!("  {name:28} {meaning:41} {default}");
+            format!("{}\n", row.trim_end())
+        };
+        settings.iter().map(row).collect()
+    };
+    format!(
+        "Settings, from the environment:\n{}In a container with less than 577 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.\n\n\
+         What the component may use, which is nothing by default:\n{}",
+        rows(&SERVER),
+        rows(&GRANTS)
+    )
+}
+
+/// Returns the default of a setting.
 pub fn default(name: &str) -> &'static str {
-    let is_of = |line: &&str| line.split_whitespace().next() == Some(name);
-    let line = TABLE.lines().find(is_of).unwrap_or_default();
-    line.split_whitespace().next_back().unwrap_or_default()
+    let mut settings = SERVER.iter().chain(&GRANTS);
+    let setting = settings.find(|(other, _, _)| *other == name);
+    setting.map_or("", |(_, _, default)| default)
 }

@@ -99,7 +99,7 @@ impl AsyncRead for Transport {
         let received = buffer.filled().get(before..).unwrap_or_default();
         match self.connection.on_read(received) {
             true => Poll::Ready(Ok(())),
-            false => Poll::Ready(Err(io::Error::other("no buffers are left"))),
+            false => Poll::Ready(Err(io::Error::other("connection buffers exhausted"))),
         }
     }
 }

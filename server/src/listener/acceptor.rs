@@ -105,8 +105,8 @@ impl Acceptor {
     /// Rejects a client in the background.
     fn reject(&self, mut stream: TcpStream) {
         self.metrics.rejected_connections.count("max_connections");
-        self.log.event_throttled("turned away", |count| {
-            format!("MAX_CONNECTIONS are open: {count} more turned away")
+        self.log.event_throttled("connection limit", |count| {
+            format!("connection limit reached (MAX_CONNECTIONS): rejected {count}")
         });
         let Ok(permit) = self.pending_rejections.clone().try_acquire_owned() else {
             return;

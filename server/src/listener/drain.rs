@@ -61,8 +61,8 @@ impl Drain {
         );
         let reason = tokio::select! {
             () = self.close_connections() => None,
-            () = wait_second(second.is_some(), &mut signals) => Some("told again"),
-            () = sleep(self.timeout) => Some("out of time"),
+            () = wait_second(second.is_some(), &mut signals) => Some("received a second signal"),
+            () = sleep(self.timeout) => Some("drain timed out (DRAIN_TIMEOUT)"),
         };
         if let Some(reason) = reason {
             self.mark_cut(reason);
@@ -85,7 +85,7 @@ impl Drain {
         }
         self.log.event(
             Level::Info,
-            format_args!("{signal}: not ready, and serving for another {delay:?}"),
+            format_args!("{signal}: not ready, serving for another {delay:?}"),
         );
         tokio::select! {
             second = signals.recv() => Some(second.unwrap_or_default()),
@@ -127,9 +127,9 @@ impl Drain {
         self.log.event(
             Level::Warn,
             format_args!(
-                "{reason}: {} on {} cut",
-                pluralize(requests, "request"),
-                pluralize(connections, "connection")
+                "{reason}: closing {} with {}",
+                pluralize(connections, "connection"),
+                pluralize(requests, "request")
             ),
         );
     }

@@ -55,7 +55,7 @@ impl Service {
     pub fn log_cut(&self) {
         self.metrics.rejected_connections.count("buffers");
         self.log.event_throttled("connections cut", |count| {
-            format!("the buffers of all connections are taken: {count} more connections cut")
+            format!("connection buffers exhausted: closed {count} connections")
         });
     }
 }

@@ -73,7 +73,7 @@ pub struct OverBudget;
 
 impl fmt::Display for OverBudget {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("no memory is left in GUEST_MEMORY_TOTAL")
+        f.write_str("guest memory exhausted (GUEST_MEMORY_TOTAL)")
     }
 }
 

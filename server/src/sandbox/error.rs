@@ -53,12 +53,12 @@ impl HandleError {
     /// Returns the exhausted resource, if that is the reason.
     pub fn exhausted(&self) -> Option<&'static str> {
         match self {
-            Self::Overloaded => Some("MAX_REQUESTS are in the component"),
-            Self::GuestMemory => Some("no memory is left in GUEST_MEMORY_TOTAL"),
-            Self::Transfers => {
-                Some("half of MAX_REQUESTS have large bodies, or clients that pause")
-            }
-            Self::Buffers => Some("the buffers of all connections are taken"),
+            Self::Overloaded => Some("request limit reached (MAX_REQUESTS)"),
+            Self::GuestMemory => Some("guest memory exhausted (GUEST_MEMORY_TOTAL)"),
+            Self::Transfers => Some(
+                "transfer limit reached (half of MAX_REQUESTS): large bodies or clients that pause",
+            ),
+            Self::Buffers => Some("connection buffers exhausted"),
             _ => None,
         }
     }
@@ -134,14 +134,16 @@ impl fmt::Display for HandleError {
             Self::Overloaded | Self::GuestMemory | Self::Transfers | Self::Buffers => {
                 write!(f, "{}", self.exhausted().unwrap_or_default())
             }
-            Self::IncompleteRequest => write!(f, "the request's body is not whole"),
-            Self::SlowRequest => write!(f, "the client sends the request's body too slowly"),
-            Self::GuestError(code) => write!(f, "the guest refused the request: {code}"),
-            Self::NoResponse => write!(f, "the guest ended without an answer"),
-            Self::InvalidResponse(error) => write!(f, "the guest's answer is malformed: {error}"),
-            Self::BodyFailed { error, .. } => write!(f, "the guest's response broke off: {error}"),
+            Self::IncompleteRequest => write!(f, "the request body is incomplete"),
+            Self::SlowRequest => write!(f, "the client sends the request body too slowly"),
+            Self::GuestError(code) => write!(f, "the guest returned an error: {code}"),
+            Self::NoResponse => write!(f, "the guest returned no response"),
+            Self::InvalidResponse(error) => write!(f, "the guest's response is invalid: {error}"),
+            Self::BodyFailed { error, .. } => {
+                write!(f, "the guest's response body failed: {error}")
+            }
             Self::Exited { status, .. } => write!(f, "the guest exited with status {status}"),
-            Self::Timeout => write!(f, "the guest took too long"),
+            Self::Timeout => write!(f, "the guest timed out (GUEST_TIMEOUT)"),
             Self::Trap(error) => write!(f, "the guest trapped: {error:#}"),
         }
     }

@@ -166,7 +166,7 @@ impl Log {
                 batch.extend_from_slice(line.as_bytes());
             }
             if dropped > 0 {
-                let message = format_args!("{dropped} lines of log lost: its reader is too slow");
+                let message = format_args!("dropped {dropped} log lines: the reader is too slow");
                 let line = self.event_line(Level::Warn, message);
                 batch.extend_from_slice(line.as_bytes());
             }

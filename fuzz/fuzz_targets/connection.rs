@@ -13,6 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use server::component::file::Component;
 use server::config::settings::Config;
 use server::listener::server::{self, Server};
+use server::listener::worker::WorkerThread;
 use server::telemetry::line::LogFormat;
 use server::telemetry::log::Log;
 use std::env;
@@ -36,7 +37,8 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let component = Component::open(path.as_ref()).expect("a component");
     let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
-    let workers = server::start_workers(&config, || ()).expect("threads");
+    let first = WorkerThread::start("worker", false).expect("a thread");
+    let workers = server::start_workers(first, &config).expect("threads");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -68,7 +68,7 @@ pub mod listener {
     pub(crate) mod management;
     pub mod server;
     pub(crate) mod socket;
-    pub(crate) mod worker;
+    pub mod worker;
 }
 
 /// A client's connection below hyper: bytes, deadlines, memory.

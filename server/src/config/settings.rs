@@ -106,6 +106,11 @@ impl Config {
         env.finish(config)
     }
 
+    /// Returns true if guests may send requests to other services.
+    pub fn resolves_names(&self) -> bool {
+        !self.outbound.allowed.is_empty()
+    }
+
     /// Returns the settings whose defaults depend on the container, for the log.
     pub fn sizes(&self) -> String {
         format!(

@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 /// The parts of a server that a drain acts on.
 pub struct Drain {
     pub dispatcher: Dispatcher,
-    pub endpoints: Arc<Endpoints>,
+    pub endpoints: Option<Arc<Endpoints>>,
     pub shutdown: Arc<Shutdown>,
     /// Becomes true in phase 4.
     pub close_idle: watch::Sender<bool>,
@@ -78,7 +78,9 @@ impl Drain {
         signal: &str,
         signals: &mut mpsc::Receiver<String>,
     ) -> Option<String> {
-        self.endpoints.end_readiness();
+        if let Some(endpoints) = &self.endpoints {
+            endpoints.end_readiness();
+        }
         let delay = self.delay;
         if delay.is_zero() {
             return None;

@@ -26,32 +26,20 @@ use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::{io, thread};
+use std::{io, iter, thread};
 use tokio::sync::{mpsc, watch};
 
-/// Starts a worker for each core that this process may use (a container's CPU limit counts). The first one runs `load` while
-/// the others start, and the caller can receive signals meanwhile.
+/// Starts a worker for each core that this process may use (a container's CPU limit counts), beside the first one.
 ///
 /// # Errors
 /// One line, when the system denies a thread, or allows too few file descriptors to serve at all.
-pub fn start_workers(
-    config: &Config,
-    load: impl FnOnce() + Send + 'static,
-) -> Result<Vec<WorkerThread>, String> {
+pub fn start_workers(first: WorkerThread, config: &Config) -> Result<Vec<WorkerThread>, String> {
     raise_limit();
     let cores = thread::available_parallelism().map_or(1, usize::from);
     FdLimits::divide(config, cores)?;
-    let start = || {
-        WorkerThread::start("worker", !config.outbound.allowed.is_empty())
-            .map_err(|error| format!("cannot start: {error}"))
-    };
-    let first = start()?;
-    first.run(load);
-    let mut workers = vec![first];
-    for _ in 1..cores {
-        workers.push(start()?);
-    }
-    Ok(workers)
+    let others = (1..cores).map(|_| WorkerThread::start("worker", config.resolves_names()));
+    let workers: io::Result<_> = iter::once(Ok(first)).chain(others).collect();
+    workers.map_err(|error| format!("cannot start: {error}"))
 }
 
 /// A server that listens and does not serve yet.
@@ -166,10 +154,14 @@ impl Server {
             description: self.description,
             max_connections: fds.connections,
         };
-        let endpoints = Arc::new(Endpoints::new(dispatcher.runtimes(), &sources));
-        if let Some(listener) = self.management {
-            management::start(listener, endpoints.clone(), &self.config, &self.log)?;
-        }
+        let endpoints = match self.management {
+            Some(listener) => {
+                let endpoints = Arc::new(Endpoints::new(dispatcher.runtimes(), &sources));
+                management::start(listener, endpoints.clone(), &self.config, &self.log)?;
+                Some(endpoints)
+            }
+            None => None,
+        };
         let metrics = self.service.metrics.clone();
         let acceptor = Acceptor::new(self.listener, fds.rejections, self.log.clone(), metrics)?;
         let drain = Drain {

@@ -158,6 +158,14 @@ pub mod telemetry {
     pub(crate) mod trace;
 }
 
+#[cfg(all(
+    test,
+    target_arch = "x86_64",
+    target_os = "linux",
+    not(target_env = "musl")
+))]
+mod memcpy_tests;
+
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,0 +1,55 @@
+//! `memcpy.c`, under the names that it has in a test.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+
+/// Around each of the sizes from which the functions do otherwise.
+const SIZES: [std::ops::RangeInclusive<usize>; 3] = [0..=260, 1000..=1060, 4090..=4100];
+
+unsafe extern "C" {
+    fn tested_memcpy(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void;
+    fn tested_memmove(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void;
+}
+
+fn numbered(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+#[test]
+fn memcpy_copies_these_bytes_and_no_others() {
+    for n in SIZES.into_iter().flatten() {
+        for (to, from) in (0..17).flat_map(|to| [0, 1, 8, 15].map(|from| (to, from))) {
+            let source = numbered(n + 16);
+            let mut copied = vec![0xff; n + 48];
+            let mut expected = copied.clone();
+            expected[to..to + n].copy_from_slice(&source[from..from + n]);
+            // SAFETY: both ranges are within their vectors.
+            let returned = unsafe {
+                let to = copied.as_mut_ptr().add(to).cast();
+                tested_memcpy(to, source.as_ptr().add(from).cast(), n)
+            };
+            assert_eq!(returned, copied.as_mut_ptr().wrapping_add(to).cast());
+            assert!(copied == expected, "{n} bytes from {from} to {to}");
+        }
+    }
+}
+
+#[test]
+fn memmove_copies_what_overlaps() {
+    for n in SIZES.into_iter().flatten() {
+        for distance in (0..80).chain([127, 128, 129, 1000, n]) {
+            for (from, to) in [(0, distance), (distance, 0)] {
+                let mut moved = numbered(n + distance);
+                let mut expected = moved.clone();
+                expected.copy_within(from..from + n, to);
+                let start = moved.as_mut_ptr();
+                // SAFETY: both ranges are within the vector.
+                let returned =
+                    unsafe { tested_memmove(start.add(to).cast(), start.add(from).cast(), n) };
+                assert_eq!(returned, start.wrapping_add(to).cast());
+                assert!(moved == expected, "{n} bytes from {from} to {to}");
+            }
+        }
+    }
+}

@@ -175,7 +175,7 @@ fn guest_failures_are_counted_by_reason() {
     }
     let refused = "guest_memory_refusals_total{limit=\"guest_memory\"}";
     assert_eq!(samples(server.management())[refused], 0.0);
-    status_of(&server, "/memory");
+    status_of(&server, "/pages");
     wait_until("growth is refused", || {
         samples(server.management())[refused] >= 1.0
     });

@@ -390,7 +390,7 @@ fn refused_memory_is_left_for_other_guests() {
     );
 }
 
-/// The next request sees nothing of memory that the host could not get for a guest.
+/// The next request gets a fresh guest.
 #[test]
 fn guest_without_host_memory_is_not_reused() {
     let env = [

@@ -305,7 +305,7 @@ fn healthcheck_accepts_only_http_200() {
             let (mut stream, _) = other.accept()?;
             io::Write::write_all(&mut stream, response.as_bytes())?;
             stream.shutdown(std::net::Shutdown::Write)?;
-            // Until the probe has gone: a close now could overtake the response.
+            // Until the probe closes: closing first can reset the connection before the response is read.
             io::copy(&mut stream, &mut io::sink())
         });
         let output = run(&["healthcheck"], &[("LISTEN", &address)]);
@@ -336,7 +336,7 @@ fn with_address_space(address_space: u64) -> Command {
     command
 }
 
-/// What many arm64 kernels give a process (Documentation/arch/arm64/memory.rst).
+/// The address space of a process on many arm64 kernels (Documentation/arch/arm64/memory.rst).
 const ADDRESS_SPACE_OF_39_BITS: u64 = 1 << 39;
 
 #[test]

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Checks of how the images are built and of what they contain.
+# Checks of the images: how they are built, and what they contain.
 
 build_images() {
   local revision
@@ -10,8 +10,8 @@ build_images() {
     docker build --platform linux/arm64 -t wasi-essentials:ci-arm64 .
 }
 
-# What an edit of a clone has Docker compile; sets $output to what the build printed, $copy to the clone.
-# The edit is one that no earlier run has left in the layer cache.
+# Builds the image of an edited clone; sets $output to the log of the build, and $copy to the clone. The edit has to be new to
+# the layer cache.
 build_edited() {
   local started=$SECONDS
   copy=$(mktemp -d)
@@ -81,8 +81,8 @@ arm64_keeps_the_contract() {
   return $status
 }
 
-# The component is the same for all architectures, and the one that is published by itself, which the
-# machine code in the image names; it imports no more than it needs, and starts small.
+# The machine code of all architectures names the component that is published by itself, which imports no more than it needs,
+# and starts small.
 carries_one_component() {
   local component=$PWD/target/component/component.wasm digest image
   ./bake component && digest=$(sha256sum "$component") || return
@@ -97,12 +97,17 @@ carries_one_component() {
   COMPONENT_FILE=$component cargo test --package server --test component
 }
 
-# What the image has, built on this machine; and the server to compare it with.
+# Builds the image's runtime on this machine, and what bench/run needs besides.
 build_host_runtime() {
   server/release --bin wasi-essentials --example native
 }
 
-# Here and in the image's directory: the same toolchain, other machines as far as Cargo can tell.
+build_host_components() {
+  PROGRAM=component server/release --lib &&
+    PROGRAM=component server/release --lib --target-dir target/spin --no-default-features --features spin
+}
+
+# The same toolchain, in another directory.
 builds_the_same_binary() {
   local built
   built=target/$(uname -m)-unknown-linux-musl/image/wasi-essentials
@@ -131,7 +136,7 @@ runtime_says_that_it_has_no_compiler() {
     is_error 1 "this program has no compiler: .*" "$runtime" compile "$wasm"
 }
 
-# What the page on components says of bad input, by its Dockerfile.
+# The errors that docs/any-component.md lists, from its Dockerfile.
 refuses_what_is_no_component() {
   local directory wasm=target/spin/wasm32-wasip2/release/examples/greet.wasm
   directory=$(mktemp -d)
@@ -151,7 +156,7 @@ refuses_what_is_no_component() {
   cp "$STATE/component.cwasm" "$directory/app.wasm" && refuses 'machine code already, not a .wasm'
 }
 
-# Of the runtime, which names what its build uses, too; and of the component.
+# Of the runtime, including crates for its build, and of the component.
 files_list_their_dependencies() {
   extract wasi-essentials:ci "$STATE/ci" && ./bake component || return
   .ci/sbom "$STATE/ci/wasi-essentials" > "$STATE/sbom.cdx.json" || return

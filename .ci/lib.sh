@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the scripts of .ci share. For a shell in the project's directory.
+# Functions that the scripts of .ci share, for a shell in the project's directory.
 
-# Where .ci/machine puts what it builds without optimisation and a benchmark must not find.
+# Tools that .ci/machine builds without optimization, which a benchmark must not find.
 UNOPTIMISED=$HOME/.cargo/unoptimised
 PATH=$PATH:$UNOPTIMISED/bin
 
@@ -10,7 +10,7 @@ fail() {
   return 1
 }
 
-# For a check that cannot be run on this machine; the status is what Automake's tests end with then.
+# Ends a check that this machine cannot run, with the status that Automake uses for skipped tests.
 not_run() {
   echo "$*"
   return 77
@@ -30,19 +30,18 @@ free_port() {
   python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
 }
 
-# Cargo.toml's, as Cargo reads it: `./bake`, which does without Cargo, is checked against this.
+# The version in Cargo.toml as Cargo reads it, to check `./bake`, which does not use Cargo.
 version() {
   cargo pkgid --locked --package wasi-essentials | sed 's/.*[#@]//'
 }
 
-# Installs packages from PyPI, where $STATE/venv/bin has their commands.
+# Installs packages from PyPI; their commands are in $STATE/venv/bin.
 install_python_packages() {
   [ -x "$STATE/venv/bin/python" ] || python3 -m venv "$STATE/venv" || return
   "$STATE/venv/bin/pip" install --quiet "$@"
 }
 
-# Renders deploy/ with its component `monitoring`, as a user gets it who edits kustomization.yaml; with an argument, under
-# that name instead of the project's.
+# Renders deploy/ with its component `monitoring`; with an argument, under that name instead of the project's.
 render_manifests() {
   local copy file
   copy=$(mktemp -d) && cp -r deploy/. "$copy" && file=$copy/kustomization.yaml || return
@@ -51,7 +50,7 @@ render_manifests() {
   kustomize build "$copy"
 }
 
-# A command ends with this status, and says why in this one line.
+# Succeeds if a command ends with this status and this one-line error.
 is_error() {
   local expected=$1 error=$2 output status=0
   shift 2
@@ -60,12 +59,12 @@ is_error() {
     fail "$*: status $status: $output"
 }
 
-# How many tests a log of `cargo test` counts as passed.
+# Counts the passed tests in a log of `cargo test`.
 tests_passed() {
   awk '/^test result: ok\. / { sum += $4 } END { print sum + 0 }' "$1"
 }
 
-# Compiles a component by the program that the tests have built.
+# Compiles a component with the program that the tests have built.
 compile_component() {
   cargo run --package server -- compile "$1" -o "$2"
 }
@@ -75,7 +74,7 @@ layers() {
   docker image inspect --format '{{range .RootFS.Layers}}{{println .}}{{end}}' "$1" | grep sha256
 }
 
-# Takes the files out of a production image, to this directory.
+# Copies the files of a production image to a directory.
 extract() {
   local id file
   mkdir -p "$2" && id=$(docker create --label ci "$1") || return
@@ -84,7 +83,7 @@ extract() {
   done
 }
 
-# Starts a container that answers on a port of its own; sets $container and $port.
+# Starts a container on a free port, and waits until it responds; sets $container and $port.
 start() {
   local image=$1
   shift
@@ -94,7 +93,7 @@ start() {
   await curl -sf "http://127.0.0.1:$port/health" || { docker logs "$container"; return 1; }
 }
 
-# Waits until the engine calls $container healthy.
+# Waits until the health status of $container is `healthy`.
 await_healthy() {
   await sh -c "docker inspect --format '{{.State.Health.Status}}' $container | grep -x healthy"
 }

@@ -36,8 +36,7 @@ CONFIG
   await curl -sf -u "you:$TOKEN" "http://$REGISTRY/v2/"
 }
 
-# Whether the README's log shows what the registry has now: every tag, for every architecture, and a
-# pull of what was gone.
+# Succeeds if the registry has every tag for every architecture, and the log of the pages shows a pull of what was removed.
 published() {
   local api=http://$REGISTRY/v2/you/wasi-essentials version tags tag architecture index
   version=$(version)
@@ -85,9 +84,8 @@ a_prerelease_moves_no_tag() {
     'wasi-essentials:1.1.0-rc.1 wasi-essentials:1.1.0-rc.1-compile wasi-essentials:1.1.0-rc.1-runtime wasi-essentials:1.1.0-rc.1-single' ]
 }
 
-# `./bake --push` of images that take no time to build: all targets of a file each, in a repository of their own.
-# Sets $copy, a directory that has them, and lets `docker` be logged in to $REGISTRY. For a subshell: at its end, the
-# engine's copies go.
+# Prepares `./bake --push` of images of one file each, in a repository of their own. Sets $copy, the directory, and logs in to
+# $REGISTRY. For a subshell, which removes the engine's copies at its end.
 prepare_small_images() {
   copy=$(mktemp -d)
   trap 'docker images --quiet --filter "reference=$REGISTRY/$REPOSITORY" | sort -u | xargs -r docker rmi --force' EXIT
@@ -150,12 +148,12 @@ tags_move_forward_only() (
   publish_small 1.0.9 > "$copy/log" 2>&1 || fail "$(cat "$copy/log")" || exit
   grep -x "$image:1.0 stays where it is: 1.0.10 is published, which is higher than 1.0.9" "$copy/log" || exit
   all_at 1.0.9 1.0.9 && all_at 1.0.10 1.0 && all_at 1.1.0 latest production || exit
-  # By hand, back to another than the newest: an older release does not become what is to run, a newer one does.
+  # Moved back manually: an older release does not move `production`, a newer one does.
   docker buildx imagetools create --tag "$image:production" "$image:1.0.0" || exit
   publish_small 1.0.11 2>&1 | grep -x "$image:production $stays 1.0.11" || exit
   publish_small 2.0.0-rc.1 && all_at 1.1.0 latest && all_at 1.0.0 production || exit
   publish_small 2.0.0 && all_at 2.0.0 2.0.0 2.0 latest production || exit
-  # What names a version names it for good.
+  # Tags of a version stay.
   curl -sf -u "you:$TOKEN" "http://$REGISTRY/v2/$REPOSITORY/tags/list" | tr -d ' \n' | tee "$copy/tags"
   for tag in 1.0.10-single 1.0.10-runtime 2.0.0-rc.1-compile single; do
     grep -q "\"$tag\"" "$copy/tags" || fail "no tag $tag" || exit
@@ -216,7 +214,7 @@ unclear_registry_is_refused() (
     REPOSITORY=you/$name is_error 2 "cannot tell whether $REGISTRY/you/$name:1.0 is published: ERROR: .*" \
       publish_small 1.0.0 --print || exit
   done
-  # A password that is none any more; a registry that is not there.
+  # An old password; a registry that is down.
   error="cannot tell whether $REGISTRY/you/absent:1.1.0-rc.1 is published: ERROR: .*"
   sed -i "s/\"auth\": \".*\"/\"auth\": \"$(printf you:old | base64)\"/" "$DOCKER_CONFIG/config.json"
   REPOSITORY=you/absent is_error 2 "$error" publish_small 1.1.0-rc.1 --print || exit

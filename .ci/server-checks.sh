@@ -5,8 +5,8 @@
 HARDENED=(--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-privileges
   --pids-limit 64 --memory 32m --cpus 0.5)
 
-# With a name server that says nothing, by the example `proxy`: every request for a name fails in its time, also those that
-# find all look-ups taken, and the server ends without waiting for one.
+# With the example `proxy` and a name server that does not respond, every request fails in time, also if all look-ups are
+# in use, and the server exits without waiting for one.
 survives_a_silent_name_server() {
   local port statuses started=$SECONDS
   python3 -c 'import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.9", 53)); time.sleep(60)' &
@@ -49,8 +49,8 @@ drains_as_process_1() {
     cargo test --package server --test shutdown shutdown_drops_no -- --nocapture
 }
 
-# At the defaults, with the limits of compose.yaml. The worst clients come back when they are cut: 40 s is longer than each
-# timeout that cuts them.
+# At the defaults, with the limits of compose.yaml. The worst clients reconnect when they are closed: 40 s is longer than each
+# timeout that closes them.
 limits_hold_in_the_container() {
   local status=0 limits="--cpus 1 --memory 512m --pids-limit 64 --read-only --cap-drop ALL"
   for limit in 'cpus: "1"' 'memory: 512M' 'pids: 64'; do
@@ -58,7 +58,7 @@ limits_hold_in_the_container() {
   done
   SERVER="$(command -v docker) run --rm --label ci $limits --network host -e ACCESS_LOG -e MANAGEMENT_LISTEN=off -v $PWD/target:$PWD/target:ro wasi-essentials:ci" \
     WORST_SECONDS=40 cargo test --package server --test limits -- --nocapture || status=1
-  # A server that a test kills goes on in its container.
+  # A server that a test kills continues in its container.
   docker ps -aq --filter label=ci | xargs -r docker rm -f
   return $status
 }
@@ -72,14 +72,14 @@ shipped_runtime_holds() {
     -- --nocapture
 }
 
-# Leaves the text of /metrics for what asks for metrics by their names.
+# Writes the text of /metrics for `dashboard_uses_metrics_that_exist`.
 metrics_are_read() {
   command -v prometheus > /dev/null || fail "there is no prometheus" || return
   install_python_packages prometheus-client || return
   "$STATE/venv/bin/python" .ci/metrics wasi-essentials:ci "$STATE/metrics"
 }
 
-# In one of three tries, as other work on the machine can make any of them slow.
+# In one of three tries, because other work on the machine can slow each of them.
 stops_fast() {
   local before ended _
   for _ in 1 2 3; do

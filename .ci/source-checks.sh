@@ -25,7 +25,7 @@ entry_points_exclude_each_other() {
   local output
   local -x CARGO_TARGET_DIR=target/clippy
   for features in "wasi spin" ""; do
-    # By the profile of the lints, so that the dependencies are checked already.
+    # With the profile of the lints, which have checked the dependencies already.
     output=$(cargo check --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
       fail "features '$features' compile" && return 1
     # This line and no others: what follows from the mistake would hide it.
@@ -97,7 +97,7 @@ fuzz() {
     -max_total_time="$1" -timeout=10 -print_final_stats=1
 }
 
-# Where there is kind, which no package registry has; the workflow has it.
+# Only with kind, which no package registry has. GitHub's runners have it.
 rolls_out_in_a_cluster() {
   command -v kind > /dev/null || { not_run "kind is in no package"; return; }
   .ci/cluster
@@ -117,7 +117,7 @@ operations_page_edits_what_kustomize_reads() (
   grep -F "kind: PodMonitor" rendered.yaml
 )
 
-# By what /metrics of the image returned: see `metrics_are_read`.
+# With the metrics that `metrics_are_read` has written.
 dashboard_uses_metrics_that_exist() {
   .ci/monitoring "$STATE/metrics"
 }

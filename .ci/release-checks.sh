@@ -3,7 +3,7 @@
 
 # A registry on 127.0.0.1:5055 that asks user `you` for the password $TOKEN. It gets one request at a
 # time: on disk it truncates a tag before it writes it, and an engine that looks meanwhile, as Docker's
-# does, is told 500 and gives up (3 of 85 pushes, and none of 120 this way).
+# does, gets a 500 and fails (3 of 85 pushes, and none of 120 this way).
 start_registry() {
   local disk=127.0.0.1:5056
   export REGISTRY=127.0.0.1:5055 TOKEN=$RANDOM$RANDOM

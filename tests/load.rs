@@ -62,7 +62,7 @@ fn fd_limit_lowers_connection_limit() {
     let rejected = rejected_of(300, server.address);
     assert_eq!(rejected, 300 - room);
     let lines = server.terminate();
-    let is_expected = |line: &String| line.contains("MAX_CONNECTIONS are open: ");
+    let is_expected = |line: &String| line.contains("connection limit reached (MAX_CONNECTIONS): ");
     assert!(lines.iter().all(is_expected), "{lines:?}");
     assert_eq!(server.wait().code(), Some(0));
 }

@@ -9,7 +9,7 @@ count = 0
 
 class IncomingHandler(exports.IncomingHandler):
     def handle(self, request: types.IncomingRequest, response_out: types.ResponseOutparam):
-        status, content_type, text = answer(request)
+        status, content_type, text = respond(request)
         headers = types.Fields.from_list([("content-type", content_type.encode())])
         response = types.OutgoingResponse(headers)
         response.set_status_code(status)
@@ -23,7 +23,7 @@ class IncomingHandler(exports.IncomingHandler):
         types.OutgoingBody.finish(body, None)
 
 
-def answer(request: types.IncomingRequest) -> tuple[int, str, str]:
+def respond(request: types.IncomingRequest) -> tuple[int, str, str]:
     global count
     match request.method(), (request.path_with_query() or "/").partition("?")[0]:
         case types.Method_Get(), "/":

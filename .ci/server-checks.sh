@@ -46,7 +46,8 @@ is_healthy_and_stops() {
 # The shutdown under load, with the server as process 1 of a container: `docker run` passes signals on.
 drains_as_process_1() {
   SERVER="$(command -v docker) run --rm --label ci --network host -e ACCESS_LOG -e MANAGEMENT_LISTEN=off -v $PWD/target:$PWD/target:ro wasi-essentials:ci" \
-    cargo test --package server --test shutdown shutdown_drops_no -- --nocapture
+    cargo test --package server --test shutdown shutdown_drops_no -- --nocapture | tee "$STATE/drains.log" || return
+  [ "$(tests_passed "$STATE/drains.log")" = 2 ] || fail "not two tests"
 }
 
 # At the defaults, with the limits of compose.yaml. The worst clients reconnect when they are closed: 40 s is longer than each

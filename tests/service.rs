@@ -367,7 +367,7 @@ fn assert_ends_without_error(test: impl Fn(&mut Server)) {
 /// The rest of the log, without the rejections of other requests.
 fn log_without_rejections(server: &mut Server) -> Vec<String> {
     let mut log = remaining_log(server);
-    log.retain(|line| !line.starts_with("MAX_REQUESTS"));
+    log.retain(|line| !line.starts_with("request limit reached"));
     log
 }
 

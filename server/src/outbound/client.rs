@@ -84,6 +84,8 @@ impl Outbound {
         options: Option<RequestOptions>,
         call_ended: watch::Receiver<()>,
     ) -> IoFuture<Sent> {
+        // Also of a rejected request, the body has to be read.
+        let request = request.map(|body| RequestBody::new(body, self.guest_timeout));
         let (destination, permit) = match self.admit(request.uri()) {
             Ok(admitted) => admitted,
             Err(error) => return Box::new(future::ready(Err(error))),
@@ -92,7 +94,7 @@ impl Outbound {
         let name = is_name.then_some((destination.host, destination.port));
         let exchange = Exchange {
             options: self.options(options.unwrap_or_default()),
-            request: request.map(|body| RequestBody::new(body, self.guest_timeout)),
+            request,
             name,
             lookups: self.lookups.clone(),
             permit,

@@ -35,8 +35,9 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(lines)) => (2, lines),
         Err(Failure::Run(line)) => (1, vec![line]),
     };
-    let lines: Vec<_> = lines.iter().map(|line| escape_control(line)).collect();
-    let _ = writeln!(io::stderr(), "error: {}", lines.join("\n"));
+    for line in lines {
+        let _ = writeln!(io::stderr(), "error: {}", escape_control(&line));
+    }
     ExitCode::from(status)
 }
 

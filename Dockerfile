@@ -18,7 +18,7 @@ ARG ARM64_COMPILER="gcc-aarch64-linux-gnu=4:12.2.0-3 gcc-12-aarch64-linux-gnu=12
 FROM --platform=$BUILDPLATFORM ${RUST_IMAGE} AS toolchain
 WORKDIR /build
 COPY server/linker server/release server/
-RUN server/release && PROGRAM=component server/release
+RUN server/release
 
 # The manifests, with empty sources. Dependencies take minutes and rarely change, so the stages below compile them in layers
 # of their own. They touch the sources afterwards, because Cargo compares the times of files.
@@ -31,8 +31,12 @@ RUN mkdir -p src server/src \
 
 
 # The component: one file for all architectures, with a list of its dependencies.
-FROM manifests AS component-build
+FROM toolchain AS component-toolchain
 ENV PROGRAM=component
+RUN server/release
+
+FROM component-toolchain AS component-build
+COPY --from=manifests /build ./
 RUN server/release --lib
 COPY build.rs ./
 COPY src src

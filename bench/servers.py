@@ -198,7 +198,7 @@ def javascript_component(name, script):
 @functools.cache
 def machine_code(wasm):
     output = KEPT / f"{code_name(wasm)}.cwasm"
-    build(["cargo", "run", "--release", "--locked", "--package", "server", "--", "compile", wasm, "-o", output])
+    build(["cargo", "run", "--locked", "--package", "server", "--", "compile", wasm, "-o", output])
     return output
 
 

@@ -1,13 +1,14 @@
-// memcpy and memmove for x86-64. Those of musl move all bytes by `rep movsq`, which takes tens of cycles to begin, and most
-// of the 84 copies of a request have less than 300 bytes: with these, a request takes a twenty-fifth less CPU time.
+// memcpy and memmove for x86-64. Those of musl move all bytes by `rep movsq`, which takes tens of cycles to start, and most
+// of the 84 copies of a request have less than 300 bytes. The functions below save 4 % of a request's CPU time.
 //
-// SSE2 is part of every x86-64 CPU. All loads of a short copy come before its stores, so that it may overlap.
+// SSE2 is part of every x86-64 CPU. All loads of a short copy come before its stores, so that source and destination may
+// overlap.
 
 #include <emmintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 
-// From here on, `rep movsq` is as fast.
+// Size from which `rep movsq` is as fast as the loop.
 #define LONG 1024
 
 typedef uint16_t __attribute__((may_alias, aligned(1))) u16;

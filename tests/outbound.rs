@@ -3,7 +3,9 @@
 
 mod harness;
 
-use harness::{Connection, NO_ACCESS_LOG, RAW, SERVICES, Server, TIMEOUT, listen, read_until};
+use harness::{
+    Connection, Guest, NO_ACCESS_LOG, RAW, SERVICES, Server, TIMEOUT, listen, read_until,
+};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -94,6 +96,27 @@ fn requests_are_denied_and_logged_by_default() {
         assert!(line.ends_with(&end), "{}: {line}", service.entry);
     }
     upstream.assert_no_connection();
+}
+
+/// `wstd` reports a write of the body that fails instead of the error of the request, so that the body has to be read.
+#[test]
+fn rejected_request_with_a_body_returns_its_own_error() {
+    let env = [
+        NO_ACCESS_LOG,
+        ("GUEST_ENV", "UPSTREAM"),
+        ("UPSTREAM", "http://example.com/"),
+    ];
+    let mut server = Server::start(Guest::example("proxy"), &env);
+    server.lines_until("the component may use the variables UPSTREAM");
+    for bytes in [1, 100, 50_000] {
+        let mut connection = Connection::open(server.address);
+        let head = format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {bytes}\r\n\r\n");
+        connection.send(head).expect("sent");
+        connection.send(vec![b'x'; bytes]).expect("sent");
+        let response = connection.response("POST").expect("a response");
+        assert_eq!(response.status, 502);
+        server.lines_until("ErrorCode::HttpRequestDenied");
+    }
 }
 
 #[test]

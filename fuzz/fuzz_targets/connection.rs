@@ -38,7 +38,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
     let first = WorkerThread::start("worker", false).expect("a thread");
-    let workers = server::start_workers(first, &config).expect("threads");
+    let workers = server::start_workers(first, 2, &config).expect("threads");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

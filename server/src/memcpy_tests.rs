@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-/// Around each of the sizes from which the functions do otherwise.
+/// Sizes around each threshold in `memcpy.c`.
 const SIZES: [std::ops::RangeInclusive<usize>; 3] = [0..=260, 1000..=1060, 4090..=4100];
 
 unsafe extern "C" {

@@ -1,13 +1,14 @@
 //! The process of a server: its signals, its log, its start and its exit.
 //!
-//! Handlers of signals come early, because process 1 of a container receives only signals that it handles. The component is
-//! loaded on a worker's thread, so that a signal ends the process also while it loads. That thread starts first: its runtime
-//! is built while this one installs the handlers, which shortens a start by a twentieth.
+//! The component is loaded on a worker's thread, so that a signal ends the process also while it loads. That thread starts first,
+//! once the limit on file descriptors is raised: its runtime is built while this thread installs the signal handlers. They are
+//! installed before anything is loaded, because process 1 of a container receives only signals that it handles.
 
 use crate::cli::arguments;
 use crate::component::description::Description;
 use crate::component::file::Component;
 use crate::config::settings::Config;
+use crate::listener::descriptors::{FdLimits, raise_limit};
 use crate::listener::server::{self as listener, Server};
 use crate::listener::worker::WorkerThread;
 use crate::telemetry::line::Level;
@@ -15,6 +16,7 @@ use crate::telemetry::log::Log;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +30,8 @@ const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// # Errors
 /// One line, when the component cannot be loaded, or the system denies an address, a thread or a file descriptor.
 pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
-    let loader = WorkerThread::start("worker", config.resolves_names()).map_err(startup_error)?;
+    raise_limit();
+    let loader = WorkerThread::start("worker", config.allows_outbound()).map_err(startup_error)?;
     let mut runtime = runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().map_err(startup_error)?;
     let stop = runtime.block_on(async { shutdown_signals() });
@@ -46,6 +49,9 @@ async fn serve(
     mut stop: mpsc::Receiver<String>,
     log: &Log,
 ) -> Result<(), String> {
+    // A container's CPU limit counts.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    FdLimits::divide(&config, cores)?;
     let (sender, loaded) = oneshot::channel();
     loader.run({
         let (config, log) = (config.clone(), log.clone());
@@ -54,7 +60,7 @@ async fn serve(
             let _ = sender.send(load(&path, config, &log));
         }
     });
-    let workers = listener::start_workers(loader, &config)?;
+    let workers = listener::start_workers(loader, cores, &config)?;
     let (description, server) = tokio::select! {
         biased;
         reason = stop.recv() => {
@@ -66,7 +72,7 @@ async fn serve(
             Ok(loaded) => loaded?,
             // The thread that was to load did not start.
             Err(ended) => {
-                let reason = workers.into_iter().find_map(WorkerThread::error);
+                let reason = workers.into_iter().find_map(WorkerThread::into_startup_error);
                 return Err(startup_error(reason.unwrap_or_else(|| io::Error::other(ended))));
             }
         },

@@ -34,7 +34,7 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         parsed.map_err(|rule| self.error(name, value, &rule)).ok()
     }
 
-    /// Reads a setting, or the default from the table. Returns any value after an error.
+    /// Reads a setting, or the default from the table. After an error the value is a placeholder, and `finish` returns the error.
     pub fn get<T: Default>(&mut self, name: &str, parse: Parse<T>) -> T {
         let value = self.text(name);
         let value = value.as_deref().unwrap_or_else(|| table::default(name));

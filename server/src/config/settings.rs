@@ -107,7 +107,7 @@ impl Config {
     }
 
     /// Returns true if guests may send requests to other services.
-    pub fn resolves_names(&self) -> bool {
+    pub fn allows_outbound(&self) -> bool {
         !self.outbound.allowed.is_empty()
     }
 

@@ -1,6 +1,6 @@
 //! The table of settings. `--help` prints it, and [`Config`](crate::config::settings::Config) takes the defaults from it.
 
-/// Name, meaning, and default as a value of the variable. Lists of grants are empty by default.
+/// Name, meaning, and default as it would be written in the variable. Lists of grants are empty by default.
 type Setting = (&'static str, &'static str, &'static str);
 
 /// Settings of the server.

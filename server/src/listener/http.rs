@@ -196,7 +196,7 @@ impl ConnectionHandler {
             if status == StatusCode::SERVICE_UNAVAILABLE {
                 self.service.metrics.rejected_requests.count("max_streams");
             }
-            self.service.log_refused(peer, status, Duration::ZERO);
+            self.service.log_rejected(peer, status, Duration::ZERO);
         }
     }
 
@@ -205,13 +205,13 @@ impl ConnectionHandler {
         let head_started = state.head_started();
         let status = match end {
             ConnectionEnd::Rejected(status) => *status,
-            ConnectionEnd::Aborted if state.is_exhausted() => return self.service.log_cut(),
+            ConnectionEnd::Aborted if state.is_exhausted() => return self.service.log_exhausted(),
             ConnectionEnd::Aborted if head_started.is_some() => StatusCode::REQUEST_TIMEOUT,
             ConnectionEnd::Aborted | ConnectionEnd::Closed => return,
         };
         let duration = head_started.map(|started| started.elapsed());
         self.service
-            .log_refused(peer, status, duration.unwrap_or_default());
+            .log_rejected(peer, status, duration.unwrap_or_default());
     }
 }
 

@@ -7,7 +7,7 @@ use crate::component::file::Component;
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
 use crate::listener::acceptor::Acceptor;
-use crate::listener::descriptors::{FdLimits, raise_limit};
+use crate::listener::descriptors::FdLimits;
 use crate::listener::dispatcher::Dispatcher;
 use crate::listener::drain::Drain;
 use crate::listener::worker::WorkerThread;
@@ -26,18 +26,19 @@ use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::{io, iter, thread};
+use std::{io, iter};
 use tokio::sync::{mpsc, watch};
 
-/// Starts a worker for each core that this process may use (a container's CPU limit counts), beside the first one.
+/// Starts a worker for each core, beside the first one.
 ///
 /// # Errors
-/// One line, when the system denies a thread, or allows too few file descriptors to serve at all.
-pub fn start_workers(first: WorkerThread, config: &Config) -> Result<Vec<WorkerThread>, String> {
-    raise_limit();
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    FdLimits::divide(config, cores)?;
-    let others = (1..cores).map(|_| WorkerThread::start("worker", config.resolves_names()));
+/// One line, when the system denies a thread.
+pub fn start_workers(
+    first: WorkerThread,
+    cores: usize,
+    config: &Config,
+) -> Result<Vec<WorkerThread>, String> {
+    let others = (1..cores).map(|_| WorkerThread::start("worker", config.allows_outbound()));
     let workers: io::Result<_> = iter::once(Ok(first)).chain(others).collect();
     workers.map_err(|error| format!("cannot start: {error}"))
 }
@@ -48,7 +49,7 @@ pub struct Server {
     management: Option<TcpListener>,
     config: Config,
     service: Arc<Service>,
-    sandbox: Arc<ComponentHandler>,
+    handler: Arc<ComponentHandler>,
     description: Description,
     log: Log,
 }
@@ -65,7 +66,7 @@ impl Server {
         component.check_total(config.guest_memory_total)?;
         let metrics = Arc::<Metrics>::default();
         let buffers = Buffers::new(config.max_connections);
-        let sandbox = Arc::new(ComponentHandler::load(
+        let handler = Arc::new(ComponentHandler::load(
             component,
             limits(&config),
             shared(component, &config, log, &metrics, &buffers),
@@ -74,7 +75,7 @@ impl Server {
             listener,
             management,
             service: Arc::new(Service {
-                handler: Handler::Guests(sandbox.clone()),
+                handler: Handler::Guests(handler.clone()),
                 log: log.clone(),
                 metrics,
                 access_log: config.access_log,
@@ -83,7 +84,7 @@ impl Server {
                 buffers,
                 shutdown: Arc::default(),
             }),
-            sandbox,
+            handler,
             description: component.description.clone(),
             log: log.clone(),
             config,
@@ -150,7 +151,7 @@ impl Server {
             metrics: self.service.metrics.clone(),
             log: self.log.clone(),
             shutdown: self.service.shutdown.clone(),
-            sandbox: self.sandbox,
+            handler: self.handler,
             description: self.description,
             max_connections: fds.connections,
         };
@@ -180,8 +181,8 @@ impl Server {
 fn limits(config: &Config) -> Limits {
     Limits {
         max_concurrent_requests: config.max_requests,
-        request_timeout: config.guest_timeout,
-        max_reuse_count: config.requests_per_sandbox,
+        guest_timeout: config.guest_timeout,
+        requests_per_instance: config.requests_per_sandbox,
         memory: config.guest_memory,
         resident: config.guest_memory_resident,
     }

@@ -68,7 +68,7 @@ impl WorkerThread {
     }
 
     /// Returns why the thread has no runtime, if it has none.
-    pub fn error(self) -> Option<io::Error> {
+    pub fn into_startup_error(self) -> Option<io::Error> {
         self.started.recv().ok()?.err()
     }
 

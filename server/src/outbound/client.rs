@@ -84,7 +84,7 @@ impl Outbound {
         options: Option<RequestOptions>,
         call_ended: watch::Receiver<()>,
     ) -> IoFuture<Sent> {
-        // Also of a rejected request, the body has to be read.
+        // Dropping it discards the rest of the body, also if the request is rejected.
         let request = request.map(|body| RequestBody::new(body, self.guest_timeout));
         let (destination, permit) = match self.admit(request.uri()) {
             Ok(admitted) => admitted,

@@ -78,7 +78,7 @@ impl Prefix {
     }
 
     /// Reserves memory once there are more than [`FREE_BYTES`]. Returns false if none is left.
-    fn try_reserve(&mut self, buffers: &Buffers) -> bool {
+    fn reserve_if_large(&mut self, buffers: &Buffers) -> bool {
         if self.bytes.len() > FREE_BYTES && self.reservation.is_none() {
             self.reservation = buffers.try_reserve(BUFFER_BYTES + STEP_BYTES);
             return self.reservation.is_some();
@@ -178,7 +178,7 @@ impl RequestBody {
                         } else {
                             prefix.push(&data);
                         }
-                        if !prefix.try_reserve(buffers) {
+                        if !prefix.reserve_if_large(buffers) {
                             return Poll::Ready(transfer_or(HandleError::Buffers));
                         }
                     }

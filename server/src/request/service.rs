@@ -34,7 +34,7 @@ pub enum Handler {
 
 impl Service {
     /// Logs and counts a request that ends before hyper has its head: one that hyper rejects, or an incomplete one.
-    pub fn log_refused(&self, peer: SocketAddr, status: StatusCode, duration: Duration) {
+    pub fn log_rejected(&self, peer: SocketAddr, status: StatusCode, duration: Duration) {
         self.metrics.request(None, status.as_u16(), duration);
         if self.access_log {
             self.log.access(&AccessRecord {
@@ -52,7 +52,7 @@ impl Service {
     }
 
     /// Logs and counts a connection that is cut because the buffers have no room for what it sends.
-    pub fn log_cut(&self) {
+    pub fn log_exhausted(&self) {
         self.metrics.rejected_connections.count("buffers");
         self.log.event_throttled("connections cut", |count| {
             format!("connection buffers exhausted: closed {count} connections")

@@ -17,7 +17,7 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     pub log: Log,
     pub shutdown: Arc<Shutdown>,
-    pub sandbox: Arc<ComponentHandler>,
+    pub handler: Arc<ComponentHandler>,
     pub description: Description,
     /// Maximum number of open connections.
     pub max_connections: u32,
@@ -117,19 +117,19 @@ impl Sources {
     }
 
     fn add_sandboxes(&self, exposition: &mut Exposition) {
-        let sandbox = self.sandbox.clone();
+        let handler = self.handler.clone();
         let (name, help) = ("guest_instances", "Sandboxes by what they do");
         exposition.gauges(name, help, "state", move || {
-            let idle = sandbox.idle();
-            let (running, _) = sandbox.running();
+            let idle = handler.idle();
+            let (running, _) = handler.running();
             vec![("running", running as u64), ("idle", idle as u64)]
         });
-        let (_, limit) = self.sandbox.running();
+        let (_, limit) = self.handler.running();
         let help = "Most sandboxes that may run (MAX_REQUESTS)";
         exposition.gauge("guest_instances_limit", help, None, move || limit.into());
         for (name, help, unit, read) in SANDBOX_GAUGES {
-            let sandbox = self.sandbox.clone();
-            exposition.gauge(name, help, unit, move || read(sandbox.shared()));
+            let handler = self.handler.clone();
+            exposition.gauge(name, help, unit, move || read(handler.shared()));
         }
     }
 }

@@ -53,8 +53,8 @@ pub struct ComponentHandler {
 enum Outcome {
     /// The guest has finished.
     Finished(Result<(), HandleError>),
-    /// The guest waits, and has started its response.
-    Streaming(Result<StartedResponse, HandleError>),
+    /// The guest waits, and has returned a response or an error.
+    Responded(Result<StartedResponse, HandleError>),
 }
 
 impl ComponentHandler {
@@ -139,7 +139,7 @@ impl ComponentHandler {
                     (Some(response), _) => response,
                     (none, Some(Ok(response))) => none.insert(StartedResponse::new(response)),
                     (None, Some(Err(failure))) => {
-                        return Poll::Ready(Outcome::Streaming(Err(failure)));
+                        return Poll::Ready(Outcome::Responded(Err(failure)));
                     }
                     (None, None) => return Poll::Pending,
                 };
@@ -149,7 +149,7 @@ impl ComponentHandler {
                 }
             }
             match started.take() {
-                Some(response) => Poll::Ready(Outcome::Streaming(Ok(response))),
+                Some(response) => Poll::Ready(Outcome::Responded(Ok(response))),
                 None => Poll::Pending,
             }
         });
@@ -165,7 +165,7 @@ impl ComponentHandler {
                 let logged = state.has_logged.load(Ordering::Relaxed);
                 response.finish(is_head, logged).await
             }
-            Outcome::Streaming(started) => {
+            Outcome::Responded(started) => {
                 let shared = self.shared.clone();
                 let response = streaming::stream(started?, shared, call, state, transfer, is_head)?;
                 Ok((response, 0))
@@ -189,7 +189,7 @@ impl ComponentHandler {
             .ok_or(HandleError::Overloaded)?;
         let guest = pin!(self.run(request, state.clone()));
         let polls_again = matches!(self.proxy_pre, ProxyPre::P2(_));
-        let timeout = self.limits.request_timeout;
+        let timeout = self.limits.guest_timeout;
         run_with_deadline(guest, &state, progress.as_deref(), polls_again, timeout).await
     }
 
@@ -215,7 +215,7 @@ impl ComponentHandler {
         // An instance that has failed, was aborted or has not responded is dropped, because it may not be able to serve
         // another request.
         finished?;
-        if is_reusable && instance.served < self.limits.max_reuse_count {
+        if is_reusable && instance.served < self.limits.requests_per_instance {
             self.idle.push(instance);
         }
         Ok(())

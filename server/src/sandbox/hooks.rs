@@ -14,7 +14,7 @@ static FORBIDDEN_HEADERS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
 
 /// Callbacks for one instance.
 pub struct Hooks {
-    /// It has the reference to [`Shared`] that the callbacks use.
+    /// Also holds the instance's only reference to [`Shared`].
     pub limiter: MemoryLimiter,
     /// Dropped at the end of a call, which closes the outbound connections of that call.
     connections: Option<watch::Sender<()>>,

@@ -10,9 +10,9 @@ pub struct Limits {
     pub max_concurrent_requests: u32,
     /// CPU and waiting time of a call until its response starts, and then between two parts of the body
     /// (`GUEST_TIMEOUT`). Time in which the guest waits for its client does not count.
-    pub request_timeout: Duration,
+    pub guest_timeout: Duration,
     /// Maximum number of requests that an instance serves (`REQUESTS_PER_SANDBOX`).
-    pub max_reuse_count: u32,
+    pub requests_per_instance: u32,
     /// Maximum linear memory of an instance (`GUEST_MEMORY`).
     pub memory: MemorySize,
     /// Linear memory that stays resident in a slot for the next instance (`GUEST_MEMORY_RESIDENT`).

@@ -12,7 +12,7 @@
 use libfuzzer_sys::fuzz_target;
 use server::component::file::Component;
 use server::config::settings::Config;
-use server::listener::server::{self, Server};
+use server::listener::server::{Server, start_workers};
 use server::listener::worker::WorkerThread;
 use server::telemetry::line::LogFormat;
 use server::telemetry::log::Log;
@@ -38,7 +38,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
     let first = WorkerThread::start("worker", false).expect("a thread");
-    let workers = server::start_workers(first, 2, &config).expect("threads");
+    let workers = start_workers(first, 2, &config).expect("threads");
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

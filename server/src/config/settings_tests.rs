@@ -20,17 +20,44 @@ fn read_in(memory_limit: Option<u64>, env: &[(&str, &str)]) -> Result<Config, Ve
 #[test]
 fn defaults_are_those_of_the_table() {
     let config = read(&[]).expect("defaults");
-    assert_eq!(config.listen.to_string(), table::default("LISTEN"));
-    assert_eq!(
-        config.max_connections.to_string(),
-        table::default("MAX_CONNECTIONS")
-    );
-    assert_eq!(
-        config.guest_memory_total.to_string(),
-        table::default("GUEST_MEMORY_TOTAL")
-    );
+    let duration = |value: Duration| humantime::format_duration(value).to_string();
+    let outbound = &config.outbound;
+    for (name, value) in [
+        ("LISTEN", config.listen.to_string()),
+        ("PORT", config.listen.port().to_string()),
+        ("MAX_CONNECTIONS", config.max_connections.to_string()),
+        ("MAX_REQUESTS", config.max_requests.to_string()),
+        (
+            "REQUESTS_PER_SANDBOX",
+            config.requests_per_sandbox.to_string(),
+        ),
+        ("GUEST_MEMORY", config.guest_memory.to_string()),
+        (
+            "GUEST_MEMORY_RESIDENT",
+            config.guest_memory_resident.to_string(),
+        ),
+        ("GUEST_MEMORY_TOTAL", config.guest_memory_total.to_string()),
+        ("IDLE_TIMEOUT", format!("{:?}", config.idle_timeout)),
+        ("HEADER_TIMEOUT", duration(config.header_timeout)),
+        ("BODY_TIMEOUT", duration(config.body_timeout)),
+        ("WRITE_TIMEOUT", duration(config.write_timeout)),
+        ("GUEST_TIMEOUT", duration(config.guest_timeout)),
+        ("DRAIN_DELAY", duration(config.drain_delay)),
+        ("DRAIN_TIMEOUT", duration(config.drain_timeout)),
+        ("MAX_OUTBOUND_CONNECTIONS", outbound.connections.to_string()),
+        (
+            "OUTBOUND_CONNECT_TIMEOUT",
+            duration(outbound.connect_timeout),
+        ),
+        (
+            "OUTBOUND_FIRST_BYTE_TIMEOUT",
+            duration(outbound.first_byte_timeout),
+        ),
+        ("OUTBOUND_IDLE_TIMEOUT", duration(outbound.idle_timeout)),
+    ] {
+        assert_eq!(value, table::default(name), "{name}");
+    }
     assert_eq!(config.management, None);
-    assert_eq!(config.idle_timeout, Duration::from_secs(75));
 }
 
 #[test]

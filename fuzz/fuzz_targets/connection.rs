@@ -12,6 +12,7 @@
 use libfuzzer_sys::fuzz_target;
 use server::component::file::Component;
 use server::config::settings::Config;
+use server::listener::descriptors::FdLimits;
 use server::listener::server::{Server, start_workers};
 use server::listener::worker::WorkerThread;
 use server::telemetry::line::LogFormat;
@@ -37,6 +38,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let component = Component::open(path.as_ref()).expect("a component");
     let server = Server::bind(&component, config.clone(), &log).expect("a server");
     let address = server.address().expect("an address");
+    let fds = FdLimits::divide(&config, 2).expect("file descriptors");
     let first = WorkerThread::start("worker", false).expect("a thread");
     let workers = start_workers(first, 2, &config).expect("threads");
     thread::spawn(move || {
@@ -46,7 +48,7 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
             .expect("a runtime");
         let (_never, stop) = mpsc::channel(1);
         runtime
-            .block_on(server.run(workers, stop))
+            .block_on(server.run(workers, fds, stop))
             .expect("the server runs");
     });
     address

@@ -61,7 +61,7 @@ pub mod component {
 /// From startup to the drain: accepts connections, and serves each on one thread.
 pub mod listener {
     pub(crate) mod acceptor;
-    pub(crate) mod descriptors;
+    pub mod descriptors;
     pub(crate) mod dispatcher;
     pub(crate) mod drain;
     pub(crate) mod http;

@@ -51,7 +51,7 @@ async fn serve(
 ) -> Result<(), String> {
     // A container's CPU limit counts.
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    FdLimits::divide(&config, cores)?;
+    let fds = FdLimits::divide(&config, cores)?;
     let (sender, loaded) = oneshot::channel();
     loader.run({
         let (config, log) = (config.clone(), log.clone());
@@ -78,7 +78,7 @@ async fn serve(
         },
     };
     log_start(&description, &server, &config, log)?;
-    server.run(workers, stop).await
+    server.run(workers, fds, stop).await
 }
 
 /// Loads the component, and listens.

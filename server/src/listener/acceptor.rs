@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait after an error of accept(2) that is not a lack of file descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 pub struct Acceptor {
     listener: tokio::net::TcpListener,

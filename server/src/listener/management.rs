@@ -2,6 +2,7 @@
 
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
+use crate::listener::acceptor::ACCEPT_BACKOFF;
 use crate::listener::http::Connection;
 use crate::listener::worker::{Worker, WorkerThread};
 use crate::request::endpoints::Endpoints;
@@ -20,9 +21,6 @@ pub const MAX_CONNECTIONS: usize = 16;
 
 /// Replaces the connections' timeouts, so that silent clients do not hold all connections for longer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long to wait after an error of accept(2).
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Serves the endpoints until the process exits, also during a drain.
 ///

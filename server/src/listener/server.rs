@@ -111,10 +111,10 @@ impl Server {
     pub async fn run(
         self,
         workers: Vec<WorkerThread>,
+        fds: FdLimits,
         mut signals: mpsc::Receiver<String>,
     ) -> Result<(), String> {
         let cannot_serve = |error: io::Error| format!("cannot serve: {error}");
-        let fds = FdLimits::divide(&self.config, workers.len())?;
         self.warn_of_few_descriptors(&fds);
         let (mut acceptor, drain) = self.start(workers, &fds).map_err(cannot_serve)?;
         let signal = tokio::select! {

@@ -8,7 +8,6 @@ use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
 use wasmtime_wasi_config::WasiConfigVariables;
 
-/// State that all instances of a component share.
 pub struct Shared {
     pub log: Log,
     pub metrics: Arc<Metrics>,

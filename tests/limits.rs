@@ -78,6 +78,17 @@ fn computing_guest_is_preempted_and_times_out() {
     assert!((0..3).any(|_| round()));
 }
 
+/// A short request finishes in its first time slice, however many others wait: 32 times `MAX_REQUESTS`.
+#[test]
+fn burst_of_short_requests_is_served() {
+    let _guard = serialize_tests();
+    raise_fd_limit(2048);
+    let server = Server::on_one_core(RAW);
+    let (bodies, _) = concurrent_requests(&server, "/60k", 2048);
+    let rejected = bodies.iter().filter(|body| body.len() != 60_000).count();
+    assert_eq!(rejected, 0);
+}
+
 /// Sends a request over each of so many connections at once. Returns the responses' bodies, or their statuses if not 200, and the
 /// maximum of the server's memory meanwhile.
 fn concurrent_requests(server: &Server, path: &str, clients: usize) -> (Vec<String>, u64) {
@@ -407,20 +418,28 @@ fn worst_clients() -> Vec<Vec<u8>> {
     ]
 }
 
-/// All connections but 16 are those of such clients, which reconnect when they are closed, for WORST_SECONDS.
+/// All connections of a server but 16. Outside of a container it is a build without optimization, beside other work: the requests
+/// that so many clients send at once take it seconds. A tenth of them is enough there.
+fn worst_client_count(server: &Server) -> usize {
+    let (_, rest) = server
+        .startup_line
+        .split_once("MAX_CONNECTIONS=")
+        .expect("sizes");
+    let max = rest.split_once(',').and_then(|(it, _)| it.parse().ok());
+    let max: usize = max.expect("a number");
+    match server.is_contained() {
+        true => max - 16,
+        false => max / 10,
+    }
+}
+
+/// Such clients reconnect when they are closed, for WORST_SECONDS.
 #[test]
 fn healthy_client_is_served_among_worst_clients() {
     let _guard = serialize_tests();
     let seconds = env::var("WORST_SECONDS").map_or(10, |text| text.parse().expect("seconds"));
     let server = Server::on_one_core(RAW);
-    let (_, connections) = server
-        .startup_line
-        .split_once("MAX_CONNECTIONS=")
-        .expect("sizes");
-    let connections = connections
-        .split_once(',')
-        .and_then(|(it, _)| it.parse::<usize>().ok());
-    let connections = connections.expect("a number") - 16;
+    let connections = worst_client_count(&server);
     raise_fd_limit(connections as u64);
     let address = server.address;
     // The first request opens the descriptors that all requests share.

@@ -9,8 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::Engine;
 
-/// Time slice of a guest. Then it yields to the other requests on its thread.
-pub const EPOCH_INTERVAL: Duration = Duration::from_millis(10);
+/// Half of a guest's time slice. A guest yields to the other requests on its thread at the second interruption since it was
+/// polled: after 5 to 10 ms. At the first, it may just have begun, and would wait for all others before it finishes.
+pub const EPOCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Increments the epoch of an engine while guests run.
 pub struct EpochTicker {

@@ -64,6 +64,9 @@ impl ProxyPre {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
             let state = &store.data().state;
+            if !state.is_interrupted.swap(true, Ordering::Relaxed) {
+                return Ok(UpdateDeadline::Continue(1));
+            }
             state.has_yielded.store(true, Ordering::Relaxed);
             // With Wasmtime's own yield, tokio polls the guest up to 61 times before it polls for I/O.
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(yield_now())))

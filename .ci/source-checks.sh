@@ -9,21 +9,18 @@ clippy_workspace() {
   cargo clippy --workspace --all-targets -- -D warnings
 }
 
-# The runtime without the compiler, and the components of both entry points. In a directory of their own, as Cargo locks the
-# one that the tests are built in.
-clippy_others() {
-  local status=0 wasm=(--release --target wasm32-wasip2)
-  local -x CARGO_TARGET_DIR=target/clippy
-  cargo clippy --package server --no-default-features -- -D warnings || status=1
-  cargo clippy "${wasm[@]}" --lib --examples -- -D warnings || status=1
-  cargo clippy "${wasm[@]}" --no-default-features --features spin --lib --example service --example greet -- -D warnings ||
-    status=1
-  return $status
+clippy_server_without_compiler() {
+  cargo clippy --package server --no-default-features -- -D warnings
+}
+
+clippy_components() {
+  local wasm=(--release --target wasm32-wasip2)
+  cargo clippy "${wasm[@]}" --lib --examples -- -D warnings &&
+    cargo clippy "${wasm[@]}" --no-default-features --features spin --lib --example service --example greet -- -D warnings
 }
 
 entry_points_exclude_each_other() {
   local output
-  local -x CARGO_TARGET_DIR=target/clippy
   for features in "wasi spin" ""; do
     # With the profile of the lints, which have checked the dependencies already.
     output=$(cargo check --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&

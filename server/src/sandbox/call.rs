@@ -58,7 +58,6 @@ pub async fn run_with_deadline(
         {
             progress.begin_poll(cx.waker());
         }
-        state.is_interrupted.store(false, Ordering::Relaxed);
         if let Poll::Ready(finished) = guest.as_mut().poll(cx) {
             return Poll::Ready(Ok(finished));
         }

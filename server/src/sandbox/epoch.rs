@@ -9,8 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::Engine;
 
-/// Half of a guest's time slice. A guest yields to the other requests on its thread at the second interruption since it was
-/// polled: after 5 to 10 ms. At the first, it may just have begun, and would wait for all others before it finishes.
+/// Interval between the interruptions of a guest. It yields to the other requests on its thread at each but the first of a
+/// request, when it may just have begun and would wait for all others before it finishes. So it keeps the thread for 10 ms at
+/// most.
 pub const EPOCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Increments the epoch of an engine while guests run.

@@ -64,7 +64,7 @@ impl ProxyPre {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
             let state = &store.data().state;
-            if !state.is_interrupted.swap(true, Ordering::Relaxed) {
+            if !state.was_interrupted.swap(true, Ordering::Relaxed) {
                 return Ok(UpdateDeadline::Continue(1));
             }
             state.has_yielded.store(true, Ordering::Relaxed);

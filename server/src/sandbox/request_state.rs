@@ -18,8 +18,8 @@ pub struct RequestState {
     response: Mutex<Option<ResponseResult>>,
     /// Set when the guest has returned a response or an error.
     pub has_responded: AtomicBool,
-    /// Set when the guest has been interrupted since it was polled.
-    pub is_interrupted: AtomicBool,
+    /// Set when the guest has been interrupted for the first time.
+    pub was_interrupted: AtomicBool,
     /// Set when the guest has yielded at the end of its time slice. It neither waits nor has finished.
     pub has_yielded: AtomicBool,
     /// Set while the response's body waits for the client.

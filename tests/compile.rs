@@ -544,7 +544,7 @@ fn truncated_machine_code_is_rejected() {
         let path = file("part.cwasm", &whole[..part]);
         let name = path.to_str().expect("UTF-8");
         let line = format!(
-            "{name}: not a file that `wasi-essentials compile` has made, or only a part of one"
+            "{name}: not a file that `wasi-essentials compile` has made, or only a part of one; compile the .wasm again"
         );
         assert_error(&run(Path::new("/"), &[name], &[]), 1, &line);
     }
@@ -555,6 +555,6 @@ fn component_over_guest_memory_is_rejected() {
     let cwasm = WASI.cwasm();
     let name = cwasm.to_str().expect("UTF-8");
     let output = run(Path::new("/"), &[name], &[("GUEST_MEMORY", "64KiB")]);
-    let line = format!("GUEST_MEMORY=64KiB: {name} starts with 128KiB");
+    let line = format!("GUEST_MEMORY=64KiB: {name} starts with 128KiB; set at least that");
     assert_error(&output, 1, &line);
 }

@@ -99,8 +99,9 @@ fn invalid_settings_exit_with_2() {
 fn address_in_use_exits_with_1() {
     let (_other, address) = listen();
     let address = address.to_string();
-    let line =
-        format!("cannot listen on {address}: the address is in use; choose another with PORT");
+    let line = format!(
+        "cannot listen on {address}: the address is in use; choose another with PORT, LISTEN or --listen"
+    );
     let component = WASI.cwasm();
     let component = component.to_str().expect("UTF-8");
     let output = run(&[component, "--listen", &address], &[]);
@@ -360,12 +361,12 @@ fn small_address_space_exits_with_largest_value_that_fits() {
             .expect("it runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
         let rest = format!(
-            "error: MAX_REQUESTS={max_requests}: the address space that this process may have does not hold as many guests, \
-             each with 4 GiB; "
+            "error: MAX_REQUESTS={max_requests}: too little address space, of which each guest reserves 4 GiB; \
+             set MAX_REQUESTS="
         );
         let fit = stderr
             .strip_prefix(&rest)
-            .and_then(|rest| rest.strip_suffix(" fit\n"));
+            .and_then(|rest| rest.strip_suffix(" or less, or raise `ulimit -v`\n"));
         let fit: u64 = fit.and_then(|fit| fit.parse().ok()).expect(&stderr);
         assert_eq!(output.status.code(), Some(1));
         // Stacks of 2 MiB for each guest and what else the process needs take few of the GiB.
@@ -386,8 +387,8 @@ fn address_space_below_one_guest_exits_with_1() {
     let output = command.args(["--listen", "127.0.0.1:0"]).output();
     let output = output.expect("it runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let line = "error: MAX_REQUESTS=64: the address space that this process may have does not hold as many guests, \
-                each with 4 GiB; none fits: ";
+    let line = "error: MAX_REQUESTS=64: too little address space, of which each guest reserves 4 GiB; raise `ulimit -v`, \
+                as none fits: ";
     assert!(
         stderr.starts_with(line) && stderr.lines().count() == 1,
         "{stderr}"

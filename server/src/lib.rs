@@ -1,17 +1,17 @@
 //! A runtime for one WebAssembly component: an HTTP server that calls the component through `wasi:http`, in a new sandbox for
 //! each request.
 //!
-//! The way of a request: `listener` accepts its connection and gives it to a worker, a thread that serves all requests of the
+//! The path of a request: `listener` accepts its connection and gives it to a worker, a thread that serves all requests of the
 //! connection. `connection` is between the socket and hyper: it enforces the client's deadlines and bounds what is buffered.
 //! hyper calls `request`, which validates the request and receives its body. `sandbox` takes an idle instance of the
 //! component or creates one, calls it, and sends its response as far as the client reads it. If the guest sends a request
 //! itself, that goes through `outbound`. When the response has ended, `telemetry` counts and logs the request.
 //!
-//! The way of the operator: `cli` reads the arguments and `config` the environment, `component` compiles or loads the
+//! Startup and shutdown: `cli` reads the arguments and `config` the environment, `component` compiles or loads the
 //! component, and `listener` serves until a signal, then drains.
 //!
-//! Uses go one way: `cli`, `listener`, `request`, `sandbox`, `component` and `connection`, `config`, `outbound`, `telemetry`.
-//! No file uses another that uses it, not even through further ones.
+//! Dependencies go one way: `cli`, `listener`, `request`, `sandbox`, then `component` and `connection`, then `config`, `outbound`
+//! and `telemetry`. Neither files nor directories have cyclic dependencies (`.ci/server-layout`).
 
 // No panic may be reachable from the network, because a panic ends the process.
 #![deny(

@@ -17,7 +17,7 @@ Usage: wasi-essentials [serve] [COMPONENT] [--listen ADDR]
        wasi-essentials compile INPUT.wasm [-o OUTPUT.cwasm] [--target ARCH]
          compiles a component for Linux, so that it can be served without a compiler
        wasi-essentials healthcheck [--listen ADDR]
-         asks a running server for /livez at MANAGEMENT_LISTEN, or for /health where that is off
+         requests /livez from MANAGEMENT_LISTEN, or /health if that is off; with --listen, /health from ADDR
 
 COMPONENT is a .cwasm that `compile` has made; or, if this program has the compiler, a .wasm.
 

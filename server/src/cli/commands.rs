@@ -96,7 +96,7 @@ fn compile(given: Arguments) -> Result<(), Failure> {
 #[cfg(not(feature = "compile"))]
 fn compile(_: Arguments) -> Result<(), Failure> {
     Err(Failure::Run(
-        "this program has no compiler: it is built without the feature `compile`".into(),
+        "this program has no compiler: use the image tagged …-compile".into(),
     ))
 }
 

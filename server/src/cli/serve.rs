@@ -144,5 +144,5 @@ fn shutdown_signals() -> io::Result<mpsc::Receiver<String>> {
 }
 
 fn startup_error(error: io::Error) -> String {
-    format!("cannot start: {error}")
+    listener::startup_error(&error)
 }

@@ -53,7 +53,7 @@ impl Component {
         let description = Description::read(&mut file).map_err(error)?;
         let description = description.ok_or_else(|| {
             format!(
-                "{}: not a file that `wasi-essentials compile` has made, or only a part of one",
+                "{}: not a file that `wasi-essentials compile` has made, or only a part of one; compile the .wasm again",
                 path.display()
             )
         })?;
@@ -79,8 +79,8 @@ impl Component {
     #[cfg(not(feature = "compile"))]
     fn from_wasm(path: &Path, _: Vec<u8>, _: File) -> Result<Self, String> {
         Err(format!(
-            "{0}: not compiled, and this program has no compiler: `wasi-essentials compile {0}` of a program that has \
-             one makes a .cwasm of it",
+            "{0}: not compiled, and this program has no compiler: run `wasi-essentials compile {0}` in the image tagged \
+             …-compile, and serve the .cwasm",
             path.display()
         ))
     }
@@ -164,7 +164,9 @@ impl Component {
         let needed = initial.saturating_mul(memories.into());
         if needed > limit.0 {
             let needed = MemorySize(needed);
-            return Err(format!("GUEST_MEMORY={limit}: {path} starts with {needed}"));
+            return Err(format!(
+                "GUEST_MEMORY={limit}: {path} starts with {needed}; set at least that"
+            ));
         }
         Ok(())
     }
@@ -179,7 +181,7 @@ impl Component {
             let path = self.path.display();
             let needed = MemorySize(needed);
             return Err(format!(
-                "GUEST_MEMORY_TOTAL={total}: {path} starts with {needed}"
+                "GUEST_MEMORY_TOTAL={total}: {path} starts with {needed}; set at least that"
             ));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Memory of the program itself: 7 MB with a small component.
+/// Memory of the program itself: up to 7 MB with a small component under load.
 const OWN_BYTES: u64 = 8 << 20;
 
 /// Memory of a connection at worst, in the server and in the kernel (docs/architecture.md).

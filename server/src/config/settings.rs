@@ -125,7 +125,7 @@ impl Config {
         let needed = container::needed(self.max_connections, self.guest_memory_total.0);
         (needed > limit).then(|| {
             format!(
-                "warning: {} may take {} MiB, and this container has {} MiB",
+                "warning: {} may take {} MiB, and this container has {} MiB: lower one, or raise its memory limit",
                 self.sizes(),
                 needed.div_ceil(1 << 20),
                 limit >> 20

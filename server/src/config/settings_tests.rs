@@ -82,7 +82,8 @@ fn settings_that_do_not_fit_are_kept_with_a_warning() {
     assert_eq!(
         config.warning().as_deref(),
         Some(
-            "warning: MAX_CONNECTIONS=20000, GUEST_MEMORY_TOTAL=1GiB may take 1657 MiB, and this container has 512 MiB"
+            "warning: MAX_CONNECTIONS=20000, GUEST_MEMORY_TOTAL=1GiB may take 1657 MiB, and this container has 512 MiB: \
+             lower one, or raise its memory limit"
         )
     );
 }

@@ -92,7 +92,11 @@ impl Acceptor {
         }
         let is_fd_exhausted = is_fd_exhausted(&error);
         self.log.event_throttled("accept", move |count| {
-            format!("cannot accept connections: {error} ({count} times)")
+            let remedy = match is_fd_exhausted {
+                true => "; raise `ulimit -n`, or lower MAX_CONNECTIONS",
+                false => "",
+            };
+            format!("cannot accept connections: {error} ({count} times){remedy}")
         });
         if is_fd_exhausted && self.spare_fd.take().is_some() {
             self.reject_next().await;
@@ -106,7 +110,7 @@ impl Acceptor {
     fn reject(&self, mut stream: TcpStream) {
         self.metrics.rejected_connections.count("max_connections");
         self.log.event_throttled("connection limit", |count| {
-            format!("connection limit reached (MAX_CONNECTIONS): rejected {count}")
+            format!("connection limit reached (MAX_CONNECTIONS): rejected {count} connections")
         });
         let Ok(permit) = self.pending_rejections.clone().try_acquire_owned() else {
             return;

@@ -40,7 +40,16 @@ pub fn start_workers(
 ) -> Result<Vec<WorkerThread>, String> {
     let others = (1..cores).map(|_| WorkerThread::start("worker", config.allows_outbound()));
     let workers: io::Result<_> = iter::once(Ok(first)).chain(others).collect();
-    workers.map_err(|error| format!("cannot start: {error}"))
+    workers.map_err(|error| startup_error(&error))
+}
+
+/// Returns the line for an error of the system at the start, with the remedy if threads are denied (pthread_create(3)).
+pub fn startup_error(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::WouldBlock => "; raise the limit of threads (`--pids-limit`, `ulimit -u`)",
+        _ => "",
+    };
+    format!("cannot start: {error}{remedy}")
 }
 
 /// A server that listens and does not serve yet.
@@ -133,7 +142,7 @@ impl Server {
                 Level::Warn,
                 format_args!(
                     "the limit of {total} file descriptors leaves room for {connections} connections, not for \
-                     MAX_CONNECTIONS={max}"
+                     MAX_CONNECTIONS={max}; raise it with `ulimit -n`"
                 ),
             );
         }

@@ -18,7 +18,7 @@ const UNSENT_BYTES: u32 = 8 << 10;
 /// # Errors
 /// One line that says what failed and which setting to change.
 pub fn bind_traffic(config: &Config) -> Result<TcpListener, String> {
-    let listener = bind(config.listen, "PORT")?;
+    let listener = bind(config.listen, "PORT, LISTEN or --listen")?;
     // A burst of `MAX_CONNECTIONS` clients waits in the backlog. The system's limit applies (`somaxconn`).
     let backlog = config.max_connections.min(i32::MAX as u32) as i32;
     let set = listen(&listener, backlog).map_err(io::Error::from);
@@ -50,7 +50,9 @@ fn describe_bind_error(error: &io::Error, setting: &str) -> String {
         io::ErrorKind::AddrInUse => {
             format!("the address is in use; choose another with {setting}")
         }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; listen on one that it has, or on 0.0.0.0".into()
+        }
         io::ErrorKind::PermissionDenied => {
             format!("not permitted; choose a port from 1024 with {setting}")
         }

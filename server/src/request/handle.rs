@@ -104,7 +104,7 @@ impl Service {
         error.count(&self.metrics);
         if let Some(resource) = error.exhausted() {
             self.log.event_throttled(resource, move |count| {
-                format!("{resource}: rejected {count}")
+                format!("{resource}: rejected {count} requests")
             });
         } else if !error.is_already_logged() {
             let message = format_args!("{method} {}: {error}", uri.path());

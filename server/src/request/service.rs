@@ -55,7 +55,7 @@ impl Service {
     pub fn log_exhausted(&self) {
         self.metrics.rejected_connections.count("buffers");
         self.log.event_throttled("connections cut", |count| {
-            format!("connection buffers exhausted: closed {count} connections")
+            format!("connection buffers exhausted (5 KiB for each of MAX_CONNECTIONS): closed {count} connections")
         });
     }
 }

@@ -56,9 +56,11 @@ impl HandleError {
             Self::Overloaded => Some("request limit reached (MAX_REQUESTS)"),
             Self::GuestMemory => Some("guest memory exhausted (GUEST_MEMORY_TOTAL)"),
             Self::Transfers => Some(
-                "transfer limit reached (half of MAX_REQUESTS): large bodies or clients that pause",
+                "transfer limit reached (half of MAX_REQUESTS, for large bodies and clients that pause)",
             ),
-            Self::Buffers => Some("connection buffers exhausted"),
+            Self::Buffers => {
+                Some("connection buffers exhausted (5 KiB for each of MAX_CONNECTIONS)")
+            }
             _ => None,
         }
     }

@@ -40,12 +40,11 @@ pub fn engine(component: &Description, limits: Limits) -> Result<Engine, String>
             }
         }
         format!(
-            "MAX_REQUESTS={instances}: the address space that this process may have does not hold as many guests, each \
-             with {} GiB; {}",
+            "MAX_REQUESTS={instances}: too little address space, of which each guest reserves {} GiB; {}",
             (engine::MEMORY_RESERVATION >> 30) * u64::from(component.memories.max(1)),
             match fit {
-                0 => format!("none fits: {}", error.root_cause()),
-                _ => format!("{fit} fit"),
+                0 => format!("raise `ulimit -v`, as none fits: {}", error.root_cause()),
+                _ => format!("set MAX_REQUESTS={fit} or less, or raise `ulimit -v`"),
             }
         )
     })

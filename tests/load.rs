@@ -162,7 +162,7 @@ fn request_over_limit_gets_503() {
     // At once, and the other one a second later.
     for _ in 0..2 {
         let line = server.line();
-        let end = "request limit reached (MAX_REQUESTS): rejected 1";
+        let end = "request limit reached (MAX_REQUESTS): rejected 1 requests";
         assert!(line.ends_with(end), "{line}");
     }
     waiting.pop();
@@ -210,7 +210,7 @@ fn request_over_memory_total_gets_503() {
     assert_eq!(response.status, 503);
     assert_eq!(response.header("retry-after"), ["1"]);
     let line = server.line();
-    let end = "guest memory exhausted (GUEST_MEMORY_TOTAL): rejected 1";
+    let end = "guest memory exhausted (GUEST_MEMORY_TOTAL): rejected 1 requests";
     assert!(line.ends_with(end), "{line}");
     drop(waiting);
     wait_until("the limit is no longer reached", || {

@@ -1,7 +1,7 @@
 //! The process of a server: its signals, its log, its start and its exit.
 //!
 //! The component is loaded on a worker's thread, so that a signal ends the process also while it loads. That thread starts first,
-//! once the limit on file descriptors is raised: its runtime is built while this thread installs the signal handlers. They are
+//! once the file descriptors are known to suffice: its runtime is built while this thread installs the signal handlers. They are
 //! installed before anything is loaded, because process 1 of a container receives only signals that it handles.
 
 use crate::cli::arguments;
@@ -31,13 +31,17 @@ const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// One line, when the component cannot be loaded, or the system denies an address, a thread or a file descriptor.
 pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
     raise_limit();
+    // A container's CPU limit counts.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    // Before anything opens a file descriptor: with too few, any part could be the one that fails.
+    let fds = FdLimits::divide(&config, cores)?;
     let loader = WorkerThread::start("worker", config.allows_outbound()).map_err(startup_error)?;
     let mut runtime = runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().map_err(startup_error)?;
     let stop = runtime.block_on(async { shutdown_signals() });
     let stop = stop.map_err(startup_error)?;
     let log = Log::start(config.log_format, io::stdout()).map_err(startup_error)?;
-    let served = runtime.block_on(serve(path, config, loader, stop, &log));
+    let served = runtime.block_on(serve(path, config, (cores, fds), loader, stop, &log));
     log.flush(LOG_FLUSH_TIMEOUT);
     served
 }
@@ -45,13 +49,11 @@ pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
 async fn serve(
     path: PathBuf,
     config: Config,
+    (cores, fds): (usize, FdLimits),
     loader: WorkerThread,
     mut stop: mpsc::Receiver<String>,
     log: &Log,
 ) -> Result<(), String> {
-    // A container's CPU limit counts.
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let fds = FdLimits::divide(&config, cores)?;
     let (sender, loaded) = oneshot::channel();
     loader.run({
         let (config, log) = (config.clone(), log.clone());

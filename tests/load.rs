@@ -191,7 +191,8 @@ fn fast_client_needs_no_transfer() {
     });
     let mut slow = Connection::open_with_small_buffer(server.address);
     slow.send_request("GET", "/late-large").expect("sent");
-    server.lines_until("after the response started: transfer limit reached (half of MAX_REQUESTS");
+    server
+        .lines_until("after the response started: transfer limit reached (half of MAX_REQUESTS, ");
 }
 
 #[test]

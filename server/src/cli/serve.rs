@@ -9,7 +9,7 @@ use crate::component::description::Description;
 use crate::component::file::Component;
 use crate::config::settings::Config;
 use crate::listener::descriptors::{FdLimits, raise_limit};
-use crate::listener::server::{self as listener, Server};
+use crate::listener::server::{Server, start_workers, startup_error};
 use crate::listener::worker::WorkerThread;
 use crate::telemetry::line::Level;
 use crate::telemetry::log::Log;
@@ -41,7 +41,7 @@ pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
     let stop = runtime.block_on(async { shutdown_signals() });
     let stop = stop.map_err(startup_error)?;
     let log = Log::start(config.log_format, io::stdout()).map_err(startup_error)?;
-    let served = runtime.block_on(serve(path, config, (cores, fds), loader, stop, &log));
+    let served = runtime.block_on(serve(path, config, cores, fds, loader, stop, &log));
     log.flush(LOG_FLUSH_TIMEOUT);
     served
 }
@@ -49,7 +49,8 @@ pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
 async fn serve(
     path: PathBuf,
     config: Config,
-    (cores, fds): (usize, FdLimits),
+    cores: usize,
+    fds: FdLimits,
     loader: WorkerThread,
     mut stop: mpsc::Receiver<String>,
     log: &Log,
@@ -62,7 +63,7 @@ async fn serve(
             let _ = sender.send(load(&path, config, &log));
         }
     });
-    let workers = listener::start_workers(loader, cores, &config)?;
+    let workers = start_workers(loader, cores, &config)?;
     let (description, server) = tokio::select! {
         biased;
         reason = stop.recv() => {
@@ -143,8 +144,4 @@ fn shutdown_signals() -> io::Result<mpsc::Receiver<String>> {
         });
     }
     Ok(receiver)
-}
-
-fn startup_error(error: io::Error) -> String {
-    listener::startup_error(&error)
 }

@@ -40,11 +40,11 @@ pub fn start_workers(
 ) -> Result<Vec<WorkerThread>, String> {
     let others = (1..cores).map(|_| WorkerThread::start("worker", config.allows_outbound()));
     let workers: io::Result<_> = iter::once(Ok(first)).chain(others).collect();
-    workers.map_err(|error| startup_error(&error))
+    workers.map_err(startup_error)
 }
 
 /// Returns the line for an error of the system at the start, with the remedy if threads are denied (pthread_create(3)).
-pub fn startup_error(error: &io::Error) -> String {
+pub fn startup_error(error: io::Error) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::WouldBlock => "; raise the limit of threads (`--pids-limit`, `ulimit -u`)",
         _ => "",

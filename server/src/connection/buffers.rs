@@ -7,6 +7,9 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// The reason in the log when no buffer is left.
+pub const EXHAUSTED: &str = "connection buffers exhausted (5 KiB for each of MAX_CONNECTIONS)";
+
 /// Shared bytes for each of `MAX_CONNECTIONS`.
 const CONNECTION_BYTES: usize = 5 << 10;
 

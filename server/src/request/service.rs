@@ -1,6 +1,6 @@
 //! What the requests of a listener share. [`Service::handle`](crate::request::handle) responds to them.
 
-use crate::connection::buffers::Buffers;
+use crate::connection::buffers::{self, Buffers};
 use crate::request::endpoints::Endpoints;
 use crate::request::shutdown::Shutdown;
 use crate::sandbox::handler::ComponentHandler;
@@ -55,7 +55,7 @@ impl Service {
     pub fn log_exhausted(&self) {
         self.metrics.rejected_connections.count("buffers");
         self.log.event_throttled("connections cut", |count| {
-            format!("connection buffers exhausted (5 KiB for each of MAX_CONNECTIONS): closed {count} connections")
+            format!("{}: closed {count} connections", buffers::EXHAUSTED)
         });
     }
 }

@@ -1,5 +1,6 @@
 //! The reasons why a request has no response from the guest, with the status, log line and metric for each.
 
+use crate::connection::buffers;
 use crate::telemetry::line::Level;
 use crate::telemetry::metrics::Metrics;
 use http::StatusCode;
@@ -58,9 +59,7 @@ impl HandleError {
             Self::Transfers => Some(
                 "transfer limit reached (half of MAX_REQUESTS, for large bodies and clients that pause)",
             ),
-            Self::Buffers => {
-                Some("connection buffers exhausted (5 KiB for each of MAX_CONNECTIONS)")
-            }
+            Self::Buffers => Some(buffers::EXHAUSTED),
             _ => None,
         }
     }

@@ -131,12 +131,18 @@ builds_the_same_layers() {
   diff "$STATE/layers" "$STATE/layers-again"
 }
 
-# The image's runtime says in one line what it cannot do.
-runtime_says_that_it_has_no_compiler() {
-  local runtime=$STATE/ci/wasi-essentials wasm=target/component/component.wasm
+# The image's runtime has no compiler, and the image that compiles has no server: each says in one line what it cannot do.
+programs_say_what_they_cannot_do() {
+  local runtime=$STATE/ci/wasi-essentials wasm=target/component/component.wasm arguments
   extract wasi-essentials:ci "$STATE/ci" || return
   is_error 1 "$wasm: not compiled, and this program has no compiler: .*" "$runtime" "$wasm" &&
-    is_error 1 "this program has no compiler: .*" "$runtime" compile "$wasm"
+    is_error 1 "this program has no compiler: .*" "$runtime" compile "$wasm" || return
+  docker build --target compile -t wasi-essentials:ci-compile . || return
+  for arguments in "" "serve /component.cwasm" healthcheck; do
+    # shellcheck disable=SC2086 # The arguments are words.
+    is_error 1 "this program only compiles: .*" docker run --rm wasi-essentials:ci-compile $arguments || return
+  done
+  docker run --rm wasi-essentials:ci-compile --help | tail -n 1 | grep -x 'This program only compiles.'
 }
 
 # The errors that docs/any-component.md lists, from its Dockerfile.

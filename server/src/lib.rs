@@ -24,16 +24,21 @@
     clippy::unwrap_used,
     unsafe_code
 )]
+// The program that only compiles uses a part of what describes a component.
+#![cfg_attr(not(feature = "serve"), allow(dead_code))]
 
 /// The command line: the commands `serve`, `compile` and `healthcheck`.
 pub mod cli {
     pub(crate) mod arguments;
     pub mod commands;
+    #[cfg(feature = "serve")]
     pub(crate) mod healthcheck;
+    #[cfg(feature = "serve")]
     pub(crate) mod serve;
 }
 
 /// The settings, from the environment, with defaults that fit the container.
+#[cfg(feature = "serve")]
 pub mod config {
     pub(crate) mod container;
     pub(crate) mod environment;
@@ -53,12 +58,14 @@ pub mod component {
     pub(crate) mod contents;
     pub(crate) mod description;
     pub(crate) mod engine;
+    #[cfg(feature = "serve")]
     pub mod file;
     pub(crate) mod format;
     pub(crate) mod imports;
 }
 
 /// From startup to the drain: accepts connections, and serves each on one thread.
+#[cfg(feature = "serve")]
 pub mod listener {
     pub(crate) mod acceptor;
     pub mod descriptors;
@@ -72,6 +79,7 @@ pub mod listener {
 }
 
 /// A client's connection below hyper: bytes, deadlines, memory.
+#[cfg(feature = "serve")]
 mod connection {
     pub mod buffers;
     pub mod frames;
@@ -89,6 +97,7 @@ mod connection {
 }
 
 /// HTTP: from a request to its response and its record, or to a page of the management listener.
+#[cfg(feature = "serve")]
 mod request {
     pub mod body;
     pub mod endpoints;
@@ -102,6 +111,7 @@ mod request {
 }
 
 /// Guests: instances of the component, their host, their limits and their responses.
+#[cfg(feature = "serve")]
 mod sandbox {
     // A request's way through a guest.
     pub mod call;
@@ -137,6 +147,7 @@ mod sandbox {
 }
 
 /// Outbound HTTP: requests of guests to other services.
+#[cfg(feature = "serve")]
 mod outbound {
     pub mod allowed;
     pub mod body;
@@ -145,6 +156,7 @@ mod outbound {
 }
 
 /// Log, metrics and trace ids.
+#[cfg(feature = "serve")]
 pub mod telemetry {
     pub(crate) mod access;
     pub(crate) mod client;
@@ -157,6 +169,9 @@ pub mod telemetry {
     pub(crate) mod throttle;
     pub(crate) mod trace;
 }
+
+/// Text of others, in lines of the log and of errors.
+mod escape;
 
 #[cfg(all(
     test,

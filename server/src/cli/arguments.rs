@@ -1,6 +1,7 @@
 //! The arguments of the command line, and the texts of `--help` and `--version`.
 
 use crate::component::description::VERSION;
+#[cfg(feature = "serve")]
 use crate::config::table;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::ffi::OsString;
@@ -96,8 +97,14 @@ impl Command {
     }
 }
 
+#[cfg(feature = "serve")]
 pub fn help() -> String {
     format!("{USAGE}\n{}", table::help().trim_end())
+}
+
+#[cfg(not(feature = "serve"))]
+pub fn help() -> String {
+    format!("{USAGE}\nThis program only compiles.")
 }
 
 /// Returns the versions of this program and of Wasmtime.

@@ -2,18 +2,22 @@
 //! is 2 for bad arguments and settings, 1 for all others.
 
 use crate::cli::arguments::{self, Arguments, Command};
+#[cfg(feature = "serve")]
 use crate::cli::{healthcheck, serve};
 #[cfg(feature = "compile")]
 use crate::component::compile;
 #[cfg(feature = "compile")]
 use crate::component::description::ARCH;
+#[cfg(feature = "serve")]
 use crate::config::container;
+#[cfg(feature = "serve")]
 use crate::config::settings::Config;
-use crate::telemetry::line::escape_control;
+use crate::escape::escape_control;
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
+#[cfg(feature = "serve")]
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -56,6 +60,7 @@ fn print(text: &str) -> Result<(), Failure> {
     writeln!(io::stdout(), "{text}").map_err(|error| Failure::Run(format!("cannot write: {error}")))
 }
 
+#[cfg(feature = "serve")]
 fn serve(given: Arguments) -> Result<(), Failure> {
     reject("serve", "--output", &given.output)?;
     reject("serve", "--target", &given.target)?;
@@ -100,7 +105,28 @@ fn compile(_: Arguments) -> Result<(), Failure> {
     ))
 }
 
+#[cfg(not(feature = "serve"))]
+fn serve(given: Arguments) -> Result<(), Failure> {
+    match (given.command, given.file) {
+        (None, Some(file)) => Err(usage(format!("no command: {}", file.display()))),
+        _ => Err(only_compiles()),
+    }
+}
+
+#[cfg(not(feature = "serve"))]
+fn healthcheck(_: Arguments) -> Result<(), Failure> {
+    Err(only_compiles())
+}
+
+#[cfg(not(feature = "serve"))]
+fn only_compiles() -> Failure {
+    Failure::Run(
+        "this program only compiles: serve the .cwasm in the image tagged …-runtime".into(),
+    )
+}
+
 /// Checks the management listener, unless it is off or `--listen` names another.
+#[cfg(feature = "serve")]
 fn healthcheck(given: Arguments) -> Result<(), Failure> {
     reject("healthcheck", "file", &given.file)?;
     reject("healthcheck", "--output", &given.output)?;
@@ -115,6 +141,7 @@ fn healthcheck(given: Arguments) -> Result<(), Failure> {
 }
 
 /// Reads the settings, of which `listen` is an argument.
+#[cfg(feature = "serve")]
 fn config(listen: Option<String>) -> Result<Config, Failure> {
     let limit = container::memory_limit();
     Config::read(listen, |name| env::var_os(name), limit).map_err(Failure::Usage)

@@ -5,7 +5,7 @@ use crate::component::contents::Contents;
 use crate::component::description::{Description, VERSION};
 use crate::component::engine;
 use crate::component::format::{require_component, unreadable};
-use crate::telemetry::line::escape_control;
+use crate::escape::escape_control;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};

@@ -10,7 +10,6 @@
 //! `serve` reads the trailer first, because the settings of the engine that loads the file depend on the description. For
 //! a `.wasm`, [`compile`](crate::component::compile) makes the same description.
 
-use crate::config::size::MemorySize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -111,9 +110,9 @@ impl Description {
         Ok(trailer)
     }
 
-    /// Returns the limit of each memory in bytes, given the limit of all memories of a guest.
-    pub fn memory_share(&self, total: MemorySize) -> usize {
-        (total.0 / u64::from(self.memories.max(1))) as usize
+    /// Returns the limit of each memory, given the limit of all memories of a guest, in bytes.
+    pub fn memory_share(&self, total: u64) -> usize {
+        (total / u64::from(self.memories.max(1))) as usize
     }
 
     /// Returns an upper bound on the initial size of all memories and tables of an instance, in bytes.

@@ -2,7 +2,7 @@
 
 use crate::config::parse::{Parse, parse_variable_name};
 use crate::config::table;
-use crate::telemetry::line::escape_control;
+use crate::escape::escape_control;
 use std::ffi::OsString;
 
 /// Variables, and the errors of those that were read.

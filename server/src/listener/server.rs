@@ -220,7 +220,7 @@ fn shared(
         variables,
         outbound,
         memory: Budget::new(config.guest_memory_total.0),
-        memory_share: component.description.memory_share(config.guest_memory),
+        memory_share: component.description.memory_share(config.guest_memory.0),
         permits: Permits::new(
             &limits(config),
             config.guest_memory_total.0,

@@ -2,6 +2,7 @@
 
 use crate::component::description::Description;
 use crate::component::engine;
+use crate::config::size::MemorySize;
 use crate::sandbox::limits::Limits;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -69,7 +70,7 @@ fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
-    let share = |size| component.memory_share(size);
+    let share = |size: MemorySize| component.memory_share(size.0);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         // Core instances have no slots.

@@ -1,7 +1,8 @@
 //! The access log: a line for each request.
 
+use crate::escape::escape_control;
 use crate::telemetry::client::Client;
-use crate::telemetry::line::{Ids, Level, LogFormat, escape_control, json, timestamp};
+use crate::telemetry::line::{Ids, Level, LogFormat, json, timestamp};
 use crate::telemetry::trace::Trace;
 use http::Method;
 use serde::Serialize;

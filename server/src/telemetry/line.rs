@@ -3,6 +3,7 @@
 //! JSON has the keys of OpenTelemetry's log data model. In neither format does a line have control characters: they would
 //! let a client or a guest forge lines, move the cursor of a terminal or color it.
 
+use crate::escape::escape_control;
 use crate::telemetry::trace::{Id, Trace};
 use serde::Serialize;
 use std::fmt;
@@ -117,17 +118,4 @@ pub fn json(line: &impl Serialize) -> String {
 /// Returns the current time as RFC 3339 has it, with milliseconds.
 pub fn timestamp() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
-}
-
-/// Escapes all but printable ASCII and printable characters of other scripts, as in `\u{1b}`.
-pub fn escape_control(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            // `escape_debug` would escape quotes and backslashes, too.
-            ' '..='~' => out.push(c),
-            _ => out.extend(c.escape_debug()),
-        }
-    }
-    out
 }

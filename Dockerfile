@@ -58,7 +58,7 @@ COPY --from=server-manifests /build/Cargo.toml /build/Cargo.lock ./
 COPY --from=server-manifests /build/server server
 
 
-# The program with the compiler in it, for the building machine.
+# The program that only compiles, for the building machine.
 FROM server-toolchain AS compiler-dependencies
 ENV PROGRAM=compiler
 RUN server/release --bin wasi-essentials

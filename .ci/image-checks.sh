@@ -133,16 +133,17 @@ builds_the_same_layers() {
 
 # The image's runtime has no compiler, and the image that compiles has no server: each says in one line what it cannot do.
 programs_say_what_they_cannot_do() {
-  local runtime=$STATE/ci/wasi-essentials wasm=target/component/component.wasm arguments
+  local runtime=$STATE/ci/wasi-essentials wasm=target/component/component.wasm compile
   extract wasi-essentials:ci "$STATE/ci" || return
   is_error 1 "$wasm: not compiled, and this program has no compiler: .*" "$runtime" "$wasm" &&
     is_error 1 "this program has no compiler: .*" "$runtime" compile "$wasm" || return
   docker build --target compile -t wasi-essentials:ci-compile . || return
-  for arguments in "" "serve /component.cwasm" healthcheck; do
-    # shellcheck disable=SC2086 # The arguments are words.
-    is_error 1 "this program only compiles: .*" docker run --rm wasi-essentials:ci-compile $arguments || return
-  done
-  docker run --rm wasi-essentials:ci-compile --help | tail -n 1 | grep -x 'This program only compiles.'
+  compile=(docker run --rm wasi-essentials:ci-compile)
+  is_error 1 "this program only compiles: .*" "${compile[@]}" serve /component.cwasm &&
+    is_error 1 "this program only compiles: .*" "${compile[@]}" healthcheck &&
+    is_error 2 'no command: `compile INPUT.wasm`; see --help' "${compile[@]}" &&
+    is_error 2 'no command: `compile app.wasm`; see --help' "${compile[@]}" app.wasm &&
+    "${compile[@]}" --help | grep '^Usage: wasi-essentials compile INPUT.wasm'
 }
 
 # The errors that docs/any-component.md lists, from its Dockerfile.

@@ -35,12 +35,25 @@ dependencies_are_allowed() {
   cargo deny --locked --workspace check licenses bans sources
 }
 
+# The crates of the server's program with one of its features.
+crates_with() {
+  cargo tree --locked --package server --no-default-features --features "$1" --edges normal --target all --prefix none
+}
+
 # The runtime in the image: the feature `compile` is off there.
 runtime_has_no_compiler() {
   local tree
-  tree=$(cargo tree --locked --package server --no-default-features --features serve --edges normal --target all --prefix none) || return
+  tree=$(crates_with serve) || return
   grep '^wasmtime v' <<< "$tree" || fail "the tree lacks Wasmtime: $tree" || return
   ! grep -E '^(cranelift-codegen|wasmtime-internal-(cranelift|winch)) v' <<< "$tree"
+}
+
+# The image that compiles: the feature `serve` is off there.
+compiler_has_no_server() {
+  local tree
+  tree=$(crates_with compile) || return
+  grep '^cranelift-codegen v' <<< "$tree" || fail "the tree lacks Cranelift: $tree" || return
+  ! grep -E '^(hyper|tokio|rustls|wasmtime-wasi(-http)?) v' <<< "$tree"
 }
 
 # The database is a repository on GitHub, which not every machine reaches.

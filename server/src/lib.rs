@@ -11,7 +11,7 @@
 //! component, and `listener` serves until a signal, then drains.
 //!
 //! Dependencies go one way: `cli`, `listener`, `request`, `sandbox`, then `component` and `connection`, then `config`, `outbound`
-//! and `telemetry`. Neither files nor directories have cyclic dependencies (`.ci/server-layout`).
+//! and `telemetry`, then `escape`. Neither files nor directories have cyclic dependencies (`.ci/server-layout`).
 
 // No panic may be reachable from the network, because a panic ends the process.
 #![deny(
@@ -26,6 +26,9 @@
 )]
 // The program that only compiles uses a part of what describes a component.
 #![cfg_attr(not(feature = "serve"), allow(dead_code))]
+
+#[cfg(not(any(feature = "compile", feature = "serve")))]
+compile_error!("nothing to do: add `--features serve`, `--features compile` or both");
 
 /// The command line: the commands `serve`, `compile` and `healthcheck`.
 pub mod cli {

@@ -7,6 +7,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+#[cfg(feature = "serve")]
 const USAGE: &str = concat!(
     "\
 wasi-essentials ",
@@ -30,6 +31,24 @@ Options:
   -h, --help        this text
   -V, --version     version of this program and of Wasmtime
 "
+);
+
+#[cfg(not(feature = "serve"))]
+const USAGE: &str = concat!(
+    "\
+wasi-essentials ",
+    env!("CARGO_PKG_VERSION"),
+    ": compiles WebAssembly components that serve HTTP
+
+Usage: wasi-essentials compile INPUT.wasm [-o OUTPUT.cwasm] [--target ARCH]
+         compiles a component for Linux, for the runtime of the same version
+
+Options:
+  -o, --output FILE what to write; by default INPUT with .cwasm
+  --target ARCH     x86_64 (or amd64), aarch64 (or arm64); by default TARGETARCH from the environment,
+                    else this machine's
+  -h, --help        this text
+  -V, --version     version of this program and of Wasmtime"
 );
 
 pub enum Command {
@@ -104,7 +123,7 @@ pub fn help() -> String {
 
 #[cfg(not(feature = "serve"))]
 pub fn help() -> String {
-    format!("{USAGE}\nThis program only compiles.")
+    USAGE.into()
 }
 
 /// Returns the versions of this program and of Wasmtime.

@@ -107,22 +107,20 @@ fn compile(_: Arguments) -> Result<(), Failure> {
 
 #[cfg(not(feature = "serve"))]
 fn serve(given: Arguments) -> Result<(), Failure> {
-    match (given.command, given.file) {
-        (None, Some(file)) => Err(usage(format!("no command: {}", file.display()))),
-        _ => Err(only_compiles()),
+    if given.command.is_none() {
+        let file = given.file.unwrap_or_else(|| "INPUT.wasm".into());
+        return Err(usage(format!("no command: `compile {}`", file.display())));
     }
+    Err(Failure::Run(
+        "this program only compiles: serve the .cwasm in the image tagged …-runtime".into(),
+    ))
 }
 
 #[cfg(not(feature = "serve"))]
 fn healthcheck(_: Arguments) -> Result<(), Failure> {
-    Err(only_compiles())
-}
-
-#[cfg(not(feature = "serve"))]
-fn only_compiles() -> Failure {
-    Failure::Run(
-        "this program only compiles: serve the .cwasm in the image tagged …-runtime".into(),
-    )
+    Err(Failure::Run(
+        "this program only compiles: there is no server to check".into(),
+    ))
 }
 
 /// Checks the management listener, unless it is off or `--listen` names another.

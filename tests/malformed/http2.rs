@@ -424,6 +424,8 @@ fn bodies() -> Vec<Case> {
         ("length without DATA", "content-length=5", MALFORMED),
         ("length that is not a number", "content-length=x", MALFORMED),
         ("negative length", "content-length=-1", MALFORMED),
+        ("empty length", "content-length=", MALFORMED),
+        ("two lengths, the second empty", "content-length=0|content-length=", MALFORMED),
         ("length of 65 bits", "content-length=18446744073709551616", MALFORMED),
         ("two lengths", "content-length=0|content-length=5", MALFORMED),
     ]);

@@ -1,8 +1,8 @@
-//! Validation of requests that hyper accepts: number of fields, transfer coding, target, host.
+//! Validation of requests that hyper accepts: number of fields, length and transfer coding of the body, target, host.
 //!
 //! A valid request gets an absolute URI, so that the component receives the host in both versions of `wasi:http`.
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
 use std::net::Ipv6Addr;
@@ -25,6 +25,7 @@ pub fn check<B>(request: &mut Request<B>) -> Result<(), Rejection> {
         return Err((status, "Request Header Fields Too Large"));
     }
     check_transfer_encoding(request.headers())?;
+    check_content_length(request.headers()).map_err(bad)?;
     check_target(request.uri()).map_err(bad)?;
     check_host(request).map_err(bad)?;
     make_absolute(request).map_err(bad)
@@ -37,6 +38,21 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
         (None, _) => Ok(()),
         (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err((StatusCode::NOT_IMPLEMENTED, "Unknown Transfer-Encoding")),
+    }
+}
+
+/// Accepts digits, and the same ones if there are several fields (RFC 9110, section 8.6). Over HTTP/2, hyper also accepts an
+/// empty value, and reads the first field alone.
+fn check_content_length(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else {
+        return Ok(());
+    };
+    let is_number = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    if is_number && lengths.all(|other| other == length) {
+        Ok(())
+    } else {
+        Err("Malformed Content-Length header")
     }
 }
 

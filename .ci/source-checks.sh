@@ -5,18 +5,17 @@ rustfmt() {
   cargo fmt --check
 }
 
-clippy_workspace() {
-  cargo clippy --workspace --all-targets -- -D warnings
+# With the lints of clippy, as .ci/run has them for all builds.
+build_workspace() {
+  cargo build --workspace --all-targets
 }
 
-clippy_server_without_compiler() {
-  cargo clippy --package server --no-default-features --features serve -- -D warnings
-}
-
-clippy_components() {
-  local wasm=(--release --target wasm32-wasip2)
-  cargo clippy "${wasm[@]}" --lib --examples -- -D warnings &&
-    cargo clippy "${wasm[@]}" --no-default-features --features spin --lib --example service --example greet -- -D warnings
+build_components() {
+  local wasm=(cargo build --release --target wasm32-wasip2)
+  # One at a time, as the tests build them.
+  "${wasm[@]}" --lib && "${wasm[@]}" --examples || return
+  wasm+=(--target-dir target/spin --no-default-features --features spin)
+  "${wasm[@]}" --lib && "${wasm[@]}" --example service && "${wasm[@]}" --example greet
 }
 
 entry_points_exclude_each_other() {
@@ -95,7 +94,12 @@ examples() {
 }
 
 build_fuzzer() {
-  cargo fuzz build --sanitizer none connection
+  cargo_fuzz build
+}
+
+# With clippy for all crates, as the server is a dependency here. No other build with clippy has the server without the compiler.
+cargo_fuzz() {
+  env -u RUSTC_WORKSPACE_WRAPPER RUSTC_WRAPPER=clippy-driver cargo fuzz "$1" --sanitizer none connection "${@:2}"
 }
 
 # Fuzzes from the corpus, for so many seconds. What it finds stays out of the repository.
@@ -103,7 +107,7 @@ fuzz() {
   local directory
   directory=$(mktemp -d) && tar -xzf fuzz/corpus.tar.gz -C "$directory" &&
     compile_component target/wasm32-wasip2/release/wasi_essentials.wasm "$directory.cwasm" || return
-  COMPONENT=$directory.cwasm cargo fuzz run --sanitizer none connection "$directory" -- \
+  COMPONENT=$directory.cwasm cargo_fuzz run "$directory" -- \
     -max_total_time="$1" -timeout=10 -print_final_stats=1
 }
 

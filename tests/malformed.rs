@@ -1,7 +1,8 @@
 //! Malformed and hostile requests: runs the cases of `malformed/http1.rs` and `malformed/http2.rs`, each as one trial.
 //!
-//! All cases share one server. It has to serve another client after each case, while the case's connection is still open. In
-//! the end it has to have logged nothing: an invalid request is not a failure of the server.
+//! Each case is sent to a server with the component for WASI 0.2, and to one with that for WASI 0.3. The server has to serve
+//! another client after each case, while the case's connection is still open. In the end it has to have logged nothing: an
+//! invalid request is not a failure of the server.
 
 mod harness;
 mod malformed {
@@ -13,7 +14,7 @@ mod malformed {
 }
 
 use harness::frames::{END, headers};
-use harness::{Connection, NO_ACCESS_LOG, Server, TIMEOUT, WASI};
+use harness::{Connection, NO_ACCESS_LOG, SPIN, Server, TIMEOUT, WASI};
 use libtest_mimic::{Arguments, Failed, Trial};
 use malformed::{http1, http2, outcome};
 use rustix::process::Signal;
@@ -23,13 +24,26 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut server = Server::start(WASI, &[NO_ACCESS_LOG]);
-    let address = server.address;
-    let trials = cases().map(|case| Trial::test(case.name.clone(), move || case.run(address)));
+    let mut servers = [WASI, SPIN].map(|guest| Server::start(guest, &[NO_ACCESS_LOG]));
+    let trials = [WASI, SPIN]
+        .iter()
+        .zip(&servers)
+        .flat_map(|(guest, server)| {
+            let (entry, address) = (guest.entry, server.address);
+            cases().map(move |case| {
+                Trial::test(format!("{entry}: {}", case.name), move || case.run(address))
+            })
+        });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    server.signal(Signal::TERM);
-    assert_eq!(server.lines_until("SIGTERM: shutting down"), [""; 0]);
-    assert_eq!(server.wait().code(), Some(0));
+    if conclusion.has_failed() {
+        servers.iter_mut().for_each(Server::print_log);
+        return conclusion.exit_code();
+    }
+    for server in &mut servers {
+        server.signal(Signal::TERM);
+        assert_eq!(server.lines_until("SIGTERM: shutting down"), [""; 0]);
+        assert_eq!(server.wait().code(), Some(0));
+    }
     conclusion.exit_code()
 }
 

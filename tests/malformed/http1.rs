@@ -60,6 +60,7 @@ pub const GROUPS: &[Group] = &[
         cases: &[
             ("twice, equal", b"Content-Length: 5\r\nContent-Length: 5\r\n", "400 or 405 next"),
             ("list of equal numbers", b"Content-Length: 5, 5\r\n", "400 or 405 next"),
+            ("twice, equal numbers with other digits", b"Content-Length: 5\r\nContent-Length: 05\r\n", "400 or 405 next"),
             ("twice, different", b"Content-Length: 5\r\nContent-Length: 0\r\n", "400"),
             ("twice, different, smaller first", b"Content-Length: 0\r\nContent-Length: 5\r\n", "400"),
             ("twice, in different case", b"CONTENT-LENGTH: 5\r\ncontent-length: 6\r\n", "400"),
@@ -71,6 +72,8 @@ pub const GROUPS: &[Group] = &[
             ("88 digits",
                 b"Content-Length: 1000000000000000000000000000000000000000000000000000000000000000000000000000000000005\r\n", "400 or 413"),
             ("64 bits", b"Content-Length: 18446744073709551615\r\n", "400 or 413 or 431"),
+            ("64 bits, the most that hyper accepts", b"Content-Length: 18446744073709551613\r\n", "400 or 413"),
+            ("64 bits, the least", b"Content-Length: 9223372036854775808\r\n", "400 or 413"),
             ("negative", b"Content-Length: -5\r\n", "400"),
             ("plus sign", b"Content-Length: +5\r\n", "400"),
             ("exponent", b"Content-Length: 5e0\r\n", "400"),

@@ -77,7 +77,7 @@ fn setting(id: u16, value: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[&id.to_be_bytes()[..], &value.to_be_bytes()].concat())
 }
 
-/// Frames for each of so many streams of the client.
+/// Frames for each of the client's first streams.
 fn each_stream(streams: u32, frames: impl Fn(u32) -> Vec<u8>) -> Vec<Vec<u8>> {
     (0..streams).map(|n| frames(2 * n + 1)).collect()
 }
@@ -419,19 +419,30 @@ fn alone(cases: &[(&'static str, &str, Expected)]) -> Vec<Case> {
 }
 
 fn bodies() -> Vec<Case> {
-    let length = |length| headers(1, END_HEADERS, &format!("{FIELDS}|content-length={length}"));
+    let length = |length: u64| headers(1, END_HEADERS, &format!("{FIELDS}|content-length={length}"));
+    let twice = format!("{FIELDS}|content-length=5|content-length=5");
     let mut cases = added(&[
         ("length without DATA", "content-length=5", MALFORMED),
         ("length that is not a number", "content-length=x", MALFORMED),
         ("negative length", "content-length=-1", MALFORMED),
         ("empty length", "content-length=", MALFORMED),
+        ("two lengths, the first empty", "content-length=|content-length=0", MALFORMED),
         ("two lengths, the second empty", "content-length=0|content-length=", MALFORMED),
+        ("two equal lengths", "content-length=0|content-length=0", MALFORMED),
+        ("two equal lengths with other digits", "content-length=00|content-length=0", MALFORMED),
+        ("list of equal lengths", "content-length=0, 0", MALFORMED),
+        ("length with a plus sign", "content-length=+0", MALFORMED),
+        ("length after a space", "content-length= 0", MALFORMED),
+        ("length with leading zeros (valid)", "content-length=000", Status(&[200])),
         ("length of 65 bits", "content-length=18446744073709551616", MALFORMED),
         ("two lengths", "content-length=0|content-length=5", MALFORMED),
     ]);
     cases.extend([
         ("less DATA than the length", vec![length(5), frame(DATA, END_STREAM, 1, b"hell")], MALFORMED),
         ("more DATA than the length", vec![length(5), frame(DATA, END_STREAM, 1, b"hello!")], MALFORMED),
+        ("DATA with two equal lengths", vec![headers(1, END_HEADERS, &twice), frame(DATA, END_STREAM, 1, b"hello")], MALFORMED),
+        ("length of 64 bits, before DATA", vec![length(1 << 63)], MALFORMED),
+        ("length of 19 digits, before DATA", vec![length(9_999_999_999_999_999_999)], MALFORMED),
         ("DATA with a length of 0", vec![length(0), frame(DATA, END_STREAM, 1, b"x")], MALFORMED),
         ("trailers (valid)", vec![post(), headers(1, END, "a=b")], Status(&[405])),
         ("trailers with a pseudo-field", vec![post(), headers(1, END, ":path=/")], MALFORMED),

@@ -138,7 +138,7 @@ COPY --from=component-compile /component.cwasm /
 
 USER 65532:65532
 EXPOSE 5000
-# What the health check asks.
+# The health check queries this address.
 ENV MANAGEMENT_LISTEN=127.0.0.1:5001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["wasi-essentials", "healthcheck"]
 ENTRYPOINT ["wasi-essentials"]
@@ -158,7 +158,7 @@ LABEL org.opencontainers.image.title="wasi-essentials-runtime" \
 COPY --from=runtime-build /usr/local/bin/wasi-essentials /wasi-essentials
 USER 65532:65532
 EXPOSE 5000
-# What the health check asks.
+# The health check queries this address.
 ENV MANAGEMENT_LISTEN=127.0.0.1:5001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s CMD ["/wasi-essentials", "healthcheck"]
 ENTRYPOINT ["/wasi-essentials"]

@@ -86,7 +86,7 @@ arm64_keeps_the_contract() {
 
 # The machine code of all architectures names the component that is published by itself, which imports no more than it needs,
 # and starts small.
-carries_one_component() {
+architectures_share_one_component() {
   local component=$PWD/target/component/component.wasm digest image
   ./bake component && digest=$(sha256sum "$component") || return
   for image in ci ci-arm64; do
@@ -147,7 +147,7 @@ programs_say_what_they_cannot_do() {
 }
 
 # The errors that docs/any-component.md lists, from its Dockerfile.
-refuses_what_is_no_component() {
+compile_rejects_invalid_components() {
   local directory wasm=target/spin/wasm32-wasip2/release/examples/greet.wasm
   directory=$(mktemp -d)
   refuses() {

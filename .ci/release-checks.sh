@@ -53,7 +53,7 @@ published() {
   grep "Status: Downloaded newer image for $REGISTRY/you/wasi-essentials:production" "$1"
 }
 
-bake_refuses_bad_input() {
+bake_rejects_invalid_input() {
   local copy name host version output
   for name in You/service you//service -you you/service:1; do
     is_error 2 "REPOSITORY=$name: not a repository, .*" env REPOSITORY="$name" ./bake || return
@@ -185,7 +185,7 @@ published_version_stays() (
   refuses "cannot tell which version $image:latest is, for lack of a label: .*" 1.2.0 || exit
 )
 
-rebuild_tells_the_layers() (
+rebuild_detects_changed_layers() (
   prepare_small_images && publish_small 1.0.0 image runtime compile || exit
   image=$REGISTRY/$REPOSITORY
   gives_the_published_layers "$copy" "$image" 1.0.0 || exit
@@ -199,7 +199,7 @@ rebuild_tells_the_layers() (
 )
 
 # An error of the registry counts neither as published nor as absent.
-unclear_registry_is_refused() (
+bake_fails_on_registry_errors() (
   prepare_small_images && port=$(free_port) || exit
   local -x REGISTRY=127.0.0.1:$port
   .ci/registry-stub "$port" "$TOKEN" &

@@ -21,8 +21,8 @@ build_components() {
 entry_points_exclude_each_other() {
   local output
   for features in "wasi spin" ""; do
-    # With the profile of the lints, which have checked the dependencies already.
-    output=$(cargo check --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
+    # With the profile of `build_components`, which has compiled most dependencies.
+    output=$(cargo build --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
       fail "features '$features' compile" && return 1
     # This line and no others: what follows from the mistake would hide it.
     [ "$(grep -c '^error' <<< "$output")" = 2 ] &&
@@ -102,7 +102,7 @@ cargo_fuzz() {
   env -u RUSTC_WORKSPACE_WRAPPER RUSTC_WRAPPER=clippy-driver cargo fuzz "$1" --sanitizer none connection "${@:2}"
 }
 
-# Fuzzes from the corpus, for so many seconds. What it finds stays out of the repository.
+# Fuzzes from the corpus, for $1 seconds. What it finds stays out of the repository.
 fuzz() {
   local directory
   directory=$(mktemp -d) && tar -xzf fuzz/corpus.tar.gz -C "$directory" &&

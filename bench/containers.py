@@ -8,8 +8,8 @@ import time
 
 from process import ROOT, Missing, Request, await_response, free_port, on_path, say
 
-PORTS = {"ours": 5000, "flask": 5000, "nginx": 80}
-IMAGES = {"ours": "wasi-essentials:1.0", "flask": "flask-tutorial", "nginx": "nginx"}
+PORTS = {"wasi-essentials": 5000, "flask": 5000, "nginx": 80}
+IMAGES = {"wasi-essentials": "wasi-essentials:1.0", "flask": "flask-tutorial", "nginx": "nginx"}
 
 
 def present(images, missing):

@@ -1,4 +1,4 @@
-// The sibling in Node.js: its own HTTP server, in one process, or with WORKERS=n as a cluster of so many.
+// The sibling in Node.js: its own HTTP server, in one process, or with WORKERS=n as a cluster of n processes.
 
 import cluster from "node:cluster";
 import { createServer } from "node:http";

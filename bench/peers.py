@@ -11,7 +11,7 @@ from process import ROOT, Missing, Server, on_path, say
 
 HERE = ROOT / "bench"
 KEPT = ROOT / "target" / "bench"  # Where the builds leave what is measured.
-# As much as ours keeps, or more.
+# As much as the runtime keeps, or more.
 RESIDENT = "pooling-memory-keep-resident=262144,pooling-table-keep-resident=65536,pooling-async-stack-keep-resident=65536"
 FRESH = ("--max-instance-reuse-count", "1")
 REUSED = ("--max-instance-reuse-count", "10000")
@@ -96,11 +96,11 @@ def versions():
     """The version of each part that is here, by name."""
     lock = (ROOT / "Cargo.lock").read_text()
     names = ("server", "wasmtime", "hyper")
-    ours, wasmtime, hyper = (re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in names)
+    own, wasmtime, hyper = (re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1] for name in names)
     packages = output_of(KEPT / "python" / "bin" / "pip", "list", "--format", "freeze").splitlines()
     packages = [package for package in packages if package.lower().startswith(("flask=", "gunicorn=", "werkzeug="))]
     versions = {
-        "ours": f"{ours} on Wasmtime {wasmtime}, commit {output_of('git', 'rev-parse', '--short', 'HEAD')}",
+        "wasi-essentials": f"{own} on Wasmtime {wasmtime}, commit {output_of('git', 'rev-parse', '--short', 'HEAD')}",
         "hyper": hyper,
         "wasmtime serve": output_of("wasmtime", "--version"),
         "spin up": output_of("spin", "--version"),

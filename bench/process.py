@@ -47,8 +47,8 @@ class Server:
     binary: pathlib.Path | None = None
 
     @property
-    def is_ours(self):
-        return self.name.startswith("ours")
+    def is_own(self):
+        return self.name.startswith("wasi-essentials")
 
     def start(self, request, prefix=()):
         """Starts the server; returns process, port, and seconds until the first response."""

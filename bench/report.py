@@ -11,8 +11,8 @@ from process import ROOT
 RECORD = r"(<!-- bench/run --record -->\n).*?(<!-- end -->)"
 SHORT = (  # The rows of the README.
     "native hyper",
-    "ours",
-    "ours, sandbox reused",
+    "wasi-essentials",
+    "wasi-essentials, sandbox reused",
     "wasmtime serve, resident",
     "spin up, WASI 0.3",
     "Node.js, one process",
@@ -82,14 +82,14 @@ LOADED = figure("loaded", "loaded_bytes", megabytes)
 SHORT_COLUMNS = (
     NAME,
     REQUESTS,
-    figure("to native", "throughput_ratio", "{:.2f}".format),
+    figure("vs. native", "throughput_ratio", "{:.2f}".format),
     LATENCY[1],
     START,
     figure("idle memory", "idle_bytes", megabytes),
 )
 HELLO_COLUMNS = (
-    NAME, REQUESTS, ratio("to native", "throughput_ratio"), *LATENCY, CPU, START,
-    figure("to native", "start_ratio", "{:,.1f}".format), IDLE, LOADED, figure("binary", "binary_bytes", megabytes),
+    NAME, REQUESTS, ratio("vs. native", "throughput_ratio"), *LATENCY, CPU, START,
+    figure("vs. native", "start_ratio", "{:,.1f}".format), IDLE, LOADED, figure("binary", "binary_bytes", megabytes),
 )  # fmt: skip
 EVENT_COLUMNS = (
     NAME,
@@ -115,7 +115,7 @@ def columns(key, rows):
         return HELLO_COLUMNS
     if key == "events":
         return EVENT_COLUMNS
-    return NAME, REQUESTS, ratio(f"to {rows[0]['server']}", "throughput_ratio"), *LATENCY, CPU, IDLE, LOADED
+    return NAME, REQUESTS, ratio(f"vs. {rows[0]['server']}", "throughput_ratio"), *LATENCY, CPU, IDLE, LOADED
 
 
 def table(columns, rows):
@@ -127,9 +127,6 @@ def short(report):
     """The README's table."""
     rows = {row["server"]: row for row in report["workloads"]["hello"]["results"]}
     lines = table(SHORT_COLUMNS, [rows[name] for name in SHORT if name in rows])
-    title, missing = report["workloads"]["hello"]["title"], report["missing"]
-    reasons = {name: missing.get(name) or missing.get(f"{name}: {title}") for name in SHORT}
-    lines += [f"| {name} | missing: {reason} |" for name, reason in reasons.items() if reason]
     return "\n".join([*lines, "", conditions(report)])
 
 
@@ -148,7 +145,7 @@ def page(report):
     if report["containers"]:
         lines += ["### From `docker run` to the first response", "", *table(CONTAINER_COLUMNS, report["containers"]), ""]
     if report["image_bytes"]:
-        lines += [f"The image of ours is {megabytes(report['image_bytes'])}, compressed.", ""]
+        lines += [f"The image of wasi-essentials is {megabytes(report['image_bytes'])}, compressed.", ""]
     if report["missing"]:
         lines += ["### Missing", "", "| row | reason |", "|---|---|"]
         lines += [*(f"| {name} | {reason} |" for name, reason in report["missing"].items()), ""]
@@ -171,7 +168,7 @@ def chart(report):
     for index, row in enumerate(rows):
         top = 34 + index * (bar + 8)
         length = max(1, (width - left - 60) * row["throughput_ratio"] / best)
-        kind = "ours" if row["server"].startswith("ours") else "other"
+        kind = "own" if row["server"].startswith("wasi-essentials") else "other"
         shapes.append(
             f'<text class="name" x="{left - 8}" y="{top + 15}">{row["server"]}</text>'
             f'<rect class="{kind}" x="{left}" y="{top}" width="{length:.0f}" height="{bar}" rx="3"/>'
@@ -180,8 +177,8 @@ def chart(report):
     height = 34 + len(rows) * (bar + 8)
     style = (
         "text{font:13px system-ui,sans-serif;fill:#24292f}.name{text-anchor:end}"
-        ".ours{fill:#654ff0}.other{fill:#8c959f}"
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.ours{fill:#9a8cff}.other{fill:#6e7681}}"
+        ".own{fill:#654ff0}.other{fill:#8c959f}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.own{fill:#9a8cff}.other{fill:#6e7681}}"
     )
     title = "Throughput, native hyper = 1"
     return (

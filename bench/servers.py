@@ -1,4 +1,4 @@
-"""The workloads with their servers, and the builds of those that are ours."""
+"""The workloads with their servers, and builds those of this project."""
 
 import dataclasses
 import functools
@@ -53,19 +53,19 @@ def hello(missing):
         (flask, "Flask, its own server"),
         (gunicorn, "Flask, gunicorn"),
     ]
-    return Workload("`GET /`, 18 bytes", Request(), our_hello() + found(peers, missing))
+    return Workload("`GET /`, 18 bytes", Request(), own_hello() + found(peers, missing))
 
 
-def our_hello():
-    """Our server in each mode, with the component for each version of WASI, and the native twin."""
+def own_hello():
+    """The runtime in each mode, with the component for each version of WASI, and the native twin."""
     wasi, spin_wasm = component("wasi"), component("spin")
     return [
         native(),
-        ours("ours", wasi),
-        ours("ours, access log on", wasi, ACCESS_LOG="on"),
-        ours("ours, sandbox reused", wasi, **OUR_REUSED),
-        ours("ours, WASI 0.3", spin_wasm),
-        ours("ours, WASI 0.3, sandbox reused", spin_wasm, **OUR_REUSED),
+        runtime("wasi-essentials", wasi),
+        runtime("wasi-essentials, access log on", wasi, ACCESS_LOG="on"),
+        runtime("wasi-essentials, sandbox reused", wasi, **RUNTIME_REUSED),
+        runtime("wasi-essentials, WASI 0.3", spin_wasm),
+        runtime("wasi-essentials, WASI 0.3, sandbox reused", spin_wasm, **RUNTIME_REUSED),
     ]
 
 
@@ -81,7 +81,8 @@ def large(missing):
 
 def twins(title, request, wasm, missing):
     """A workload that a component of WASI 0.2 and every peer has."""
-    servers = [native(), ours("ours", wasm), ours("ours, sandbox reused", wasm, **OUR_REUSED)]
+    reused = runtime("wasi-essentials, sandbox reused", wasm, **RUNTIME_REUSED)
+    servers = [native(), runtime("wasi-essentials", wasm), reused]
     peers = [
         (wasmtime, "wasmtime serve, resident", wasm, True),
         (wasmtime, "wasmtime serve, resident, reused", wasm, True, REUSED),
@@ -99,12 +100,12 @@ def javascript(missing):
     try:
         app, reusable = javascript_component("app", "build"), javascript_component("reusable", "build:reusable")
     except Missing as reason:
-        missing["ours, JavaScript"] = str(reason)
+        missing["wasi-essentials, JavaScript"] = str(reason)
         return Workload(title, request, node_rows)
     rows = [
-        ours("ours, JavaScript", app),
-        ours("ours, JavaScript, 16 MiB resident", app, GUEST_MEMORY_RESIDENT="16MiB"),
-        ours("ours, JavaScript, sandbox reused", reusable, **OUR_REUSED),
+        runtime("wasi-essentials, JavaScript", app),
+        runtime("wasi-essentials, JavaScript, 16 MiB resident", app, GUEST_MEMORY_RESIDENT="16MiB"),
+        runtime("wasi-essentials, JavaScript, sandbox reused", reusable, **RUNTIME_REUSED),
     ]
     # An instance of wasmtime serve is not reused here: the component that may be is another one.
     peers = [(wasmtime, "wasmtime serve, resident", app, True)]
@@ -116,7 +117,8 @@ def events(missing):
     room = ("-O", ",".join(f"pooling-total-{part}={count}" for part, count in EVENTS_WASMTIME.items()))
     peers = [(wasmtime, "wasmtime serve, resident", wasm, True, room), (node, "Node.js, one process")]
     title = "Server-sent events to 1,000 clients, to each one in 250 ms"
-    return Workload(title, Request("/events"), [native(), ours("ours", wasm, **EVENTS), *found(peers, missing)])
+    servers = [native(), runtime("wasi-essentials", wasm, **EVENTS)]
+    return Workload(title, Request("/events"), servers + found(peers, missing))
 
 
 def found(peers, missing):
@@ -202,14 +204,14 @@ def machine_code(wasm):
     return output
 
 
-OUR_REUSED = {"REQUESTS_PER_SANDBOX": "10000"}
+RUNTIME_REUSED = {"REQUESTS_PER_SANDBOX": "10000"}
 
 
 def native():
     return Server(LIMIT, [str(binary("examples/native")), "127.0.0.1:$PORT"], binary=binary("examples/native"))
 
 
-def ours(name, wasm, **settings):
-    runtime = binary("wasi-essentials")
-    command = [str(runtime), str(machine_code(wasm)), "--listen", "127.0.0.1:$PORT"]
-    return Server(name, command, {"ACCESS_LOG": "off"} | settings, runtime)
+def runtime(name, wasm, **settings):
+    program = binary("wasi-essentials")
+    command = [str(program), str(machine_code(wasm)), "--listen", "127.0.0.1:$PORT"]
+    return Server(name, command, {"ACCESS_LOG": "off"} | settings, program)

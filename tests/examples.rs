@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, Guest, Response, Server, TIMEOUT, listen, read_until};
+use harness::{Connection, Guest, Server, TIMEOUT, get, listen, read_until};
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -88,18 +88,12 @@ impl Example {
         // A host may close once it has responded.
         let _ = connection.send(body);
         let response = connection.response("POST").expect("a response");
-        (response.status, text(response))
+        (response.status, response.text())
     }
 
     fn get(&self, target: &str) -> (u16, String) {
-        let response = Connection::open(self.address).request("GET", target);
-        let response = response.expect("a response");
-        (response.status, text(response))
+        get(self.address, target)
     }
-}
-
-fn text(response: Response) -> String {
-    String::from_utf8(response.body).expect("UTF-8")
 }
 
 const JSON: &str = "application/json";

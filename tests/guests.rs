@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Shuts the server down; returns the rest of its log, without lines of guests.
-fn remaining_log(server: &mut Server) -> Vec<String> {
+fn remaining_server_lines(server: &mut Server) -> Vec<String> {
     let mut lines = server.terminate();
     lines.retain(|line| !line.contains(" guest: "));
     lines
@@ -39,7 +39,7 @@ fn assert_contained(path: &str, status: u16, reason: &str) {
     let slow = String::from_utf8(slow).expect("ASCII");
     assert!(slow.starts_with("HTTP/1.1 200 OK\r\n"), "{slow}");
     assert!(slow.ends_with("1\r\nx\r\n0\r\n\r\n"), "{slow}");
-    let log = remaining_log(&mut server);
+    let log = remaining_server_lines(&mut server);
     let [line] = &log[..] else {
         panic!("not one line of log: {log:?}");
     };
@@ -122,7 +122,7 @@ fn files_and_sockets_return_errors() {
     let mut connection = Connection::open(server.address);
     let mut get = |path| {
         let response = connection.request("GET", path).expect("a response");
-        String::from_utf8(response.body).expect("UTF-8")
+        response.text()
     };
     let files = get("/files");
     assert!(files.contains("NotFound"), "{files}");
@@ -135,7 +135,7 @@ fn files_and_sockets_return_errors() {
             );
         }
     }
-    let log = remaining_log(&mut server);
+    let log = remaining_server_lines(&mut server);
     assert_eq!(log.len(), 2, "{log:?}");
     for line in log {
         assert!(
@@ -236,7 +236,7 @@ fn truncated_response_never_looks_complete() {
         assert!(response.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
         // The end of a chunked body (RFC 9112, section 7.1) is missing.
         assert!(!response.ends_with(b"0\r\n\r\n"), "{path}");
-        let log = remaining_log(&mut server);
+        let log = remaining_server_lines(&mut server);
         assert!(
             matches!(&log[..], [line] if line.contains(reason)),
             "{log:?}"
@@ -244,11 +244,11 @@ fn truncated_response_never_looks_complete() {
     }
 }
 
-/// The responses of `/count` to so many requests in a row.
+/// The responses of `/count` to a number of requests, one after the other.
 fn counts(connection: &mut Connection, requests: usize) -> Vec<String> {
     let mut count = || {
         let response = connection.request("GET", "/count").expect("a response");
-        String::from_utf8(response.body).expect("a number")
+        response.text()
     };
     (0..requests).map(|_| count()).collect()
 }
@@ -335,7 +335,7 @@ fn guest_that_leaks_handles_fails_no_request() {
             .request("GET", "/keep-a-handle")
             .expect("a response");
         assert_eq!(response.status, 200);
-        let count = String::from_utf8(response.body).expect("ASCII");
+        let count = response.text();
         max = max.max(count.parse().expect("a number"));
     }
     assert!((100..1024).contains(&max), "{max}");

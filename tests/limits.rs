@@ -62,8 +62,8 @@ fn computing_guest_is_preempted_and_times_out() {
         let started = Instant::now();
         looping.send_request("GET", "/loop").expect("sent");
         let p99 = client_p99(server.address);
-        // Otherwise the guest had ended before the others were served.
-        let is_beside = started.elapsed() < LIMIT;
+        // Otherwise the guest ended before the others were served.
+        let overlapped = started.elapsed() < LIMIT;
         let response = looping.response("GET").expect("a response");
         assert_eq!(response.status, 504);
         let took = started.elapsed();
@@ -71,8 +71,8 @@ fn computing_guest_is_preempted_and_times_out() {
             (LIMIT..LIMIT + Duration::from_secs(2)).contains(&took),
             "{took:?}"
         );
-        println!("p99 of a healthy client: {p99:?}, is beside: {is_beside}");
-        is_beside && p99 < MAX_P99
+        println!("p99 of a healthy client: {p99:?}, overlapped: {overlapped}");
+        overlapped && p99 < MAX_P99
     };
     // As other work on the machine can make a round slow.
     assert!((0..3).any(|_| round()));
@@ -94,8 +94,8 @@ fn burst_of_short_requests_is_served() {
     assert!((0..3).any(|_| round()));
 }
 
-/// Sends a request over each of so many connections at once. Returns the responses' bodies, or their statuses if not 200, and the
-/// maximum of the server's memory meanwhile.
+/// Sends a request over each of `clients` connections at the same time. Returns the responses' bodies, or their statuses if not 200,
+/// and the maximum of the server's memory meanwhile.
 fn concurrent_requests(server: &Server, path: &str, clients: usize) -> (Vec<String>, u64) {
     let response = |mut connection: Connection| {
         let response = connection.response("GET").expect("a response");
@@ -103,7 +103,7 @@ fn concurrent_requests(server: &Server, path: &str, clients: usize) -> (Vec<Stri
             assert_eq!(response.header("retry-after"), ["1"]);
         }
         match response.status {
-            200 => String::from_utf8(response.body).expect("ASCII"),
+            200 => response.text(),
             status => status.to_string(),
         }
     };
@@ -370,7 +370,7 @@ fn http2_without_window_get(path: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A connection that sends so many bytes of a body, and not its end.
+/// A connection that sends this number of bytes of a body, and not its end.
 fn http2_upload(bytes: usize) -> Vec<u8> {
     let mut upload = [
         http2_without_window(0),
@@ -423,8 +423,8 @@ fn worst_clients() -> Vec<Vec<u8>> {
     ]
 }
 
-/// All connections of a server but 16. Outside of a container it is a build without optimization, which takes seconds for the
-/// requests that so many clients send at once, and a healthy client waits behind them: there, a tenth of them.
+/// All connections of a server but 16. Outside of a container the server is built without optimization, and takes seconds for the
+/// requests that all clients send at once, while a healthy client waits behind them: there, a tenth of the connections.
 fn worst_client_count(server: &Server) -> usize {
     let (_, rest) = server
         .startup_line

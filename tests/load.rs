@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Opens so many connections at once, each of which is served or rejected; returns how many are rejected.
+/// Opens connections at the same time, each of which is served or rejected; returns the number of those rejected.
 fn rejected_of(connections: usize, address: SocketAddr) -> usize {
     let crowd: Vec<_> = (0..connections)
         .map(|_| Connection::open(address))

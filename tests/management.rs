@@ -5,19 +5,11 @@ mod harness;
 use harness::frames::http2_preface;
 use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, Server, WASI, assert_error, command,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, Server, WASI, assert_error, command, get,
     listen, run, serialize_tests, wait_until,
 };
 use rustix::process::Signal;
 use std::net::SocketAddr;
-
-/// Status and body of a response.
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let response = Connection::open(address).request("GET", path);
-    let response = response.expect("a response");
-    let body = String::from_utf8(response.body).expect("UTF-8");
-    (response.status, body)
-}
 
 /// Runs the health check as the image does: with the settings of the server and without arguments.
 fn healthcheck(management: SocketAddr) -> bool {

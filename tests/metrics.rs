@@ -22,7 +22,7 @@ fn samples(management: SocketAddr) -> Samples {
     assert_eq!(response.status, 200);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert_eq!(response.header("content-type"), [kind]);
-    let text = String::from_utf8(response.body).expect("UTF-8");
+    let text = response.text();
     assert!(text.ends_with("# EOF\n"), "{text}");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
@@ -149,7 +149,7 @@ fn guest_failures_are_counted_by_reason() {
         ("/loop", "timed_out"),
         ("/silent", "no_response"),
         ("/long", "malformed_response"),
-        ("/refuse", "refused"),
+        ("/refuse", "guest_error"),
         // After the response has started.
         ("/half-then-trap", "trapped"),
     ] {

@@ -66,11 +66,11 @@ fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
     connection.send(request).expect("sent");
     let response = connection.response("GET").expect("a response");
     assert_eq!(response.status, 200);
-    String::from_utf8(response.body).expect("UTF-8")
+    response.text()
 }
 
 /// The same with the service's guest.
-fn get(server: &Server, uri: &str) -> String {
+fn fetch_via_guest(server: &Server, uri: &str) -> String {
     outbound(server, "/outbound", &[("x-uri", uri)])
 }
 
@@ -82,7 +82,7 @@ fn requests_are_denied_and_logged_by_default() {
     for service in SERVICES {
         let mut server = Server::start(service, &[NO_ACCESS_LOG]);
         let uri = format!("http://{}/", upstream.address);
-        let error = get(&server, &uri);
+        let error = fetch_via_guest(&server, &uri);
         assert!(
             error.contains("HttpRequestDenied"),
             "{}: {error}",
@@ -130,7 +130,7 @@ fn allowed_host_receives_request() {
         let line = server.line();
         let end = format!(" the component may use outbound HTTP to {allowed}");
         assert!(line.ends_with(&end), "{line}");
-        assert_eq!(get(&server, &uri), "200", "{}", service.entry);
+        assert_eq!(fetch_via_guest(&server, &uri), "200", "{}", service.entry);
     }
 }
 

@@ -234,7 +234,7 @@ impl Row {
                 Rule::Rejects(_) | Rule::Breaks(_) => {}
             }
         }
-        let body = String::from_utf8(response.expect("a response").body).expect("UTF-8");
+        let body = response.expect("a response").text();
         let is_added = |line: &str| {
             let name = line.strip_prefix("field ");
             name.is_some_and(|name| added.iter().any(|prefix| name.starts_with(prefix)))

@@ -20,7 +20,7 @@ fn for_each_entry_point(env: &[(&str, &str)], test: impl Fn(&str, &mut Server)) 
 }
 
 /// Shuts the server down; returns the messages of the rest of its log.
-fn remaining_log(server: &mut Server) -> Vec<String> {
+fn remaining_messages(server: &mut Server) -> Vec<String> {
     let lines = server.terminate().into_iter();
     let message = |line: String| line.splitn(3, ' ').nth(2).map(str::to_owned);
     lines
@@ -43,7 +43,7 @@ fn assert_fails(path: &str, line: &str) {
         );
         let next = connection.request("GET", "/").expect("a response");
         assert_eq!(next.body, b"fine", "{entry}");
-        assert_eq!(remaining_log(server), [line], "{entry}");
+        assert_eq!(remaining_messages(server), [line], "{entry}");
     });
 }
 
@@ -90,7 +90,7 @@ fn body_error_before_first_wait_returns_500() {
         assert_eq!(response.status, 500, "{entry}");
         assert_eq!(response.body, b"Internal Server Error", "{entry}");
         let line = "guest: GET /half-at-once: the error: the cause";
-        assert_eq!(remaining_log(server), [line], "{entry}");
+        assert_eq!(remaining_messages(server), [line], "{entry}");
     });
 }
 
@@ -106,7 +106,7 @@ fn body_error_resets_http_1_0_connection() {
         let end = connection.read_to_end().expect_err("no end");
         assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{entry}");
         let line = "guest: POST /half: the error: the cause";
-        assert_eq!(remaining_log(server), [line], "{entry}");
+        assert_eq!(remaining_messages(server), [line], "{entry}");
     });
 }
 
@@ -132,7 +132,7 @@ fn body_error_closes_http_1_1_connection() {
             // The end of a chunked body would be another chunk (RFC 9112, section 7.1).
             let rest = connection.read_to_end().expect("the end");
             assert_eq!(String::from_utf8_lossy(&rest), "", "{entry}");
-            assert_eq!(remaining_log(server), [line], "{entry}");
+            assert_eq!(remaining_messages(server), [line], "{entry}");
         });
     }
 }
@@ -151,7 +151,7 @@ fn body_error_resets_http2_stream() {
             assert!(end.is_err_and(|error| error.is_reset()), "{entry}");
             let (response, _) = client.send("GET", "/", true);
             assert_eq!(client.wait(response).expect("a response").status(), 200);
-            assert_eq!(remaining_log(server), [line], "{entry}");
+            assert_eq!(remaining_messages(server), [line], "{entry}");
         });
     }
 }
@@ -179,7 +179,7 @@ fn large_responses_are_complete() {
         let response = connection.read_until(b"\r\n0\r\n\r\n").expect("a response");
         let chunks = response.windows(8).filter(|it| it == b"\r\n4000\r\n");
         assert_eq!(chunks.count(), MIB >> 14, "{entry}");
-        assert!(remaining_log(server).is_empty(), "{entry}");
+        assert!(remaining_messages(server).is_empty(), "{entry}");
     });
 }
 
@@ -208,7 +208,7 @@ fn head_response_has_no_body() {
                 "{entry} {path}"
             );
         }
-        assert!(remaining_log(server).is_empty(), "{entry}");
+        assert!(remaining_messages(server).is_empty(), "{entry}");
     });
 }
 
@@ -234,7 +234,7 @@ fn content_length_without_body_is_accepted() {
             let response = connection.response("HEAD").expect("a response");
             assert_eq!(response.status, status, "{entry}");
         }
-        assert_eq!(remaining_log(server), [""; 0], "{entry}");
+        assert_eq!(remaining_messages(server), [""; 0], "{entry}");
     });
 }
 
@@ -323,7 +323,7 @@ fn incomplete_request_gets_400() {
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }
         // No guest has started.
-        assert_eq!(remaining_log(server), [""; 0], "{entry}");
+        assert_eq!(remaining_messages(server), [""; 0], "{entry}");
     });
 }
 
@@ -348,7 +348,7 @@ fn incomplete_request_gets_400_while_guest_reads() {
             let response = connection.response("POST").expect("a response");
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }
-        assert_eq!(remaining_log(server), [""; 0], "{entry}");
+        assert_eq!(remaining_messages(server), [""; 0], "{entry}");
     });
 }
 
@@ -366,7 +366,7 @@ fn assert_ends_without_error(test: impl Fn(&mut Server)) {
 
 /// The rest of the log, without the rejections of other requests.
 fn log_without_rejections(server: &mut Server) -> Vec<String> {
-    let mut log = remaining_log(server);
+    let mut log = remaining_messages(server);
     log.retain(|line| !line.starts_with("request limit reached"));
     log
 }

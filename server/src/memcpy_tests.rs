@@ -12,7 +12,7 @@ unsafe extern "C" {
     fn tested_memmove(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void;
 }
 
-fn numbered(bytes: usize) -> Vec<u8> {
+fn test_pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at * 7 + at / 251) as u8).collect()
 }
 
@@ -20,7 +20,7 @@ fn numbered(bytes: usize) -> Vec<u8> {
 fn memcpy_copies_these_bytes_and_no_others() {
     for n in SIZES.into_iter().flatten() {
         for (to, from) in (0..17).flat_map(|to| [0, 1, 8, 15].map(|from| (to, from))) {
-            let source = numbered(n + 16);
+            let source = test_pattern(n + 16);
             let mut copied = vec![0xff; n + 48];
             let mut expected = copied.clone();
             expected[to..to + n].copy_from_slice(&source[from..from + n]);
@@ -36,11 +36,11 @@ fn memcpy_copies_these_bytes_and_no_others() {
 }
 
 #[test]
-fn memmove_copies_what_overlaps() {
+fn memmove_copies_overlapping_ranges() {
     for n in SIZES.into_iter().flatten() {
         for distance in (0..80).chain([127, 128, 129, 1000, n]) {
             for (from, to) in [(0, distance), (distance, 0)] {
-                let mut moved = numbered(n + distance);
+                let mut moved = test_pattern(n + distance);
                 let mut expected = moved.clone();
                 expected.copy_within(from..from + n, to);
                 let start = moved.as_mut_ptr();

@@ -22,6 +22,18 @@ impl Response {
         let named = self.headers.iter().filter(|(key, _)| key == name);
         named.map(|(_, value)| value.as_str()).collect()
     }
+
+    /// The body as text.
+    pub fn text(self) -> String {
+        String::from_utf8(self.body).expect("UTF-8")
+    }
+}
+
+/// Status and body of the response to a request on a connection of its own.
+pub fn get(address: SocketAddr, target: &str) -> (u16, String) {
+    let response = Connection::open(address).request("GET", target);
+    let response = response.expect("a response");
+    (response.status, response.text())
 }
 
 pub struct Connection(BufReader<TcpStream>);
@@ -132,7 +144,7 @@ impl Connection {
         self.0.fill_buf().map(|_| ())
     }
 
-    /// Reads up to so many bytes from the kernel, without a buffer; returns how many.
+    /// Reads up to `limit` bytes from the kernel, without a buffer; returns how many.
     pub fn read_some(&mut self, limit: usize) -> io::Result<usize> {
         self.0.get_mut().read(&mut vec![0; limit])
     }

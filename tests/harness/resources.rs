@@ -123,7 +123,7 @@ pub fn established(server: SocketAddr) -> HashSet<u16> {
     table.lines().filter_map(client).collect()
 }
 
-/// Raises this process's limit of file descriptors for so many connections.
+/// Raises this process's limit of file descriptors, to open this number of connections.
 pub fn raise_fd_limit(connections: u64) {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = Rlimit {

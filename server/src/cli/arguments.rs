@@ -92,7 +92,7 @@ impl Arguments {
                 Short('o') | Long("output") => given.output = Some(arguments.value()?.into()),
                 Long("target") => given.target = Some(arguments.value()?.string()?),
                 Value(word) if given.command.is_none() && given.file.is_none() => {
-                    given.command = Command::named(&word);
+                    given.command = Command::from_name(&word);
                     if given.command.is_none() {
                         given.file = Some(word.into());
                     }
@@ -106,7 +106,7 @@ impl Arguments {
 }
 
 impl Command {
-    fn named(word: &OsString) -> Option<Self> {
+    fn from_name(word: &OsString) -> Option<Self> {
         match word.to_str()? {
             "serve" => Some(Self::Serve),
             "compile" => Some(Self::Compile),

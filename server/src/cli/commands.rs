@@ -24,7 +24,7 @@ use std::process::ExitCode;
 /// The component of the image.
 const DEFAULT_COMPONENT: &str = "/component.cwasm";
 
-/// Why a command fails.
+/// Reason for the failure of a command.
 enum Failure {
     /// Bad arguments or settings, a line each.
     Usage(Vec<String>),

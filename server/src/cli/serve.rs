@@ -22,13 +22,13 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-/// How long the last lines of the log may take to be read.
+/// Maximum time for the last lines of the log to be read.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the component at `path` until a signal.
 ///
 /// # Errors
-/// One line, when the component cannot be loaded, or the system denies an address, a thread or a file descriptor.
+/// One line, if the component cannot be loaded, an address cannot be bound, or a thread or a file descriptor cannot be created.
 pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
     raise_limit();
     // A container's CPU limit counts.

@@ -51,9 +51,9 @@ pub fn compile_file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result
             ));
         }
     };
-    let denied = |error: io::Error| format!("cannot write {}: {error}", output.display());
+    let write_error = |error: io::Error| format!("cannot write {}: {error}", output.display());
     // Checks the destination before compiling, which can take minutes.
-    let destination = Destination::new(&output).map_err(denied)?;
+    let destination = Destination::new(&output).map_err(write_error)?;
     if fs::canonicalize(input).is_ok_and(|input| input == destination.path) {
         return Err(format!(
             "{}: input and output are one file",
@@ -64,7 +64,7 @@ pub fn compile_file(input: &Path, output: Option<PathBuf>, arch: &str) -> Result
         compile(&wasm, &description)
     })
     .map_err(|error| format!("{}: {error:#}", input.display()))?;
-    destination.write(&compiled).map_err(denied)?;
+    destination.write(&compiled).map_err(write_error)?;
     print_line(&format!(
         "wrote {} ({})",
         output.display(),

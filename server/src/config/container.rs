@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// Memory of the program itself: up to 7 MB with a small component under load.
-const OWN_BYTES: u64 = 8 << 20;
+/// Memory of the program without connections and guests: up to 7 MB with a small component under load.
+const BASE_BYTES: u64 = 8 << 20;
 
 /// Memory of a connection at worst, in the server and in the kernel (docs/architecture.md).
 const CONNECTION_BYTES: u64 = 32 << 10;
@@ -21,7 +21,7 @@ pub fn defaults(limit: Option<u64>, connections: Option<u32>, guests: Option<u64
     let Some(limit) = limit else {
         return (CONNECTIONS as u32, GUEST_BYTES);
     };
-    let rest = limit.saturating_sub(OWN_BYTES);
+    let rest = limit.saturating_sub(BASE_BYTES);
     let for_guests = match connections {
         Some(connections) => rest.saturating_sub(u64::from(connections) * CONNECTION_BYTES),
         None => limit / 2,
@@ -34,7 +34,7 @@ pub fn defaults(limit: Option<u64>, connections: Option<u32>, guests: Option<u64
 
 /// Returns the memory that the server needs at worst with these settings, in bytes.
 pub fn needed(connections: u32, guests: u64) -> u64 {
-    OWN_BYTES + guests + u64::from(connections) * CONNECTION_BYTES
+    BASE_BYTES + guests + u64::from(connections) * CONNECTION_BYTES
 }
 
 /// Returns the memory limit of this process's control groups in bytes; `None` if there is none.

@@ -8,7 +8,7 @@ fn read(env: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     read_in(None, env)
 }
 
-/// Reads the settings in a container with so many bytes of memory.
+/// Reads the settings in a container with this limit of memory, in bytes.
 fn read_in(memory_limit: Option<u64>, env: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let env = |name: &str| {
         let (_, value) = env.iter().find(|(key, _)| *key == name)?;

@@ -1,4 +1,4 @@
-//! What a connection waits for, and until when.
+//! Tracks what a connection waits for, and its deadline.
 //!
 //! The transport reports bytes, the service reports requests and their bodies. [`ConnectionState::deadline`] is the first of
 //! these that applies:
@@ -73,7 +73,7 @@ impl State {
     }
 }
 
-/// How to close a connection's socket.
+/// Method of closing a connection's socket.
 pub enum CloseMode {
     /// Send FIN and discard input for a while, so that the client receives the last response.
     Lingering,

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, Tak
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long to discard input after the last response. Input that arrives at a closed socket resets the connection, and the
+/// Time for which input is discarded after the last response. Input that arrives at a closed socket resets the connection, and the
 /// client may lose the response (RFC 9112, section 9.6).
 const LINGERING_CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 

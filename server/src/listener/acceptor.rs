@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-/// How long a rejected client may take to receive the response, and then to close.
+/// Maximum time for a rejected client to receive the response, and then to close.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait after an error of accept(2) that is not a lack of file descriptors.
+/// Time to wait after an error of accept(2) that is not a lack of file descriptors.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 pub struct Acceptor {
@@ -38,7 +38,7 @@ impl Acceptor {
     /// Prepares to accept; at most `max_rejections` clients are being rejected at a time.
     ///
     /// # Errors
-    /// When the system denies it.
+    /// If the socket cannot be registered with the runtime.
     pub fn new(
         listener: TcpListener,
         max_rejections: usize,
@@ -58,7 +58,7 @@ impl Acceptor {
     /// Returns the listening socket, which does not block.
     ///
     /// # Errors
-    /// When the system denies it.
+    /// If the socket cannot be removed from the runtime.
     pub fn into_listener(self) -> io::Result<TcpListener> {
         self.listener.into_std()
     }

@@ -44,7 +44,7 @@ impl Drain {
     /// Drains after a first signal, and ends the workers. Signals are named for the log.
     ///
     /// # Errors
-    /// When the system denies to close the listener.
+    /// If the listener cannot be closed.
     pub async fn run(
         self,
         mut acceptor: Acceptor,

@@ -44,11 +44,11 @@ const MANAGEMENT_STREAMS: u32 = 1;
 /// HTTP/2 receive window of a connection and of a stream, in bytes: the smallest for a connection (RFC 9113, section 6.9.2).
 const RECEIVE_WINDOW_BYTES: u32 = 65_535;
 
-/// How long an idle connection stays open when the server drains, so that a client that has sent a request meanwhile is
+/// Time that an idle connection stays open when the server drains, so that a client that has sent a request meanwhile is
 /// served.
 pub const IDLE_GRACE_PERIOD: Duration = Duration::from_millis(300);
 
-/// How long a client may take to acknowledge GOAWAY (RFC 9113, section 6.8) during a drain. A slow client first receives
+/// Maximum time for a client to acknowledge GOAWAY (RFC 9113, section 6.8) during a drain. A slow client first receives
 /// what the kernel has of earlier responses. An idle one that does not read never acknowledges.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -200,7 +200,7 @@ impl ConnectionHandler {
         }
     }
 
-    /// Logs a request whose head was not served, and a connection that ended for want of memory.
+    /// Logs a request whose head was not served, and a connection that ended because memory was exhausted.
     fn log_end(&self, end: &ConnectionEnd, state: &ConnectionState, peer: SocketAddr) {
         let head_started = state.head_started();
         let status = match end {
@@ -239,7 +239,7 @@ impl GracefulShutdown {
         self.responses_end = Some(now + limit);
     }
 
-    /// Extends a client's deadline for the sake of the other responses.
+    /// Extends a client's deadline so that the other responses can finish.
     fn extend(&self, deadline: Instant) -> Instant {
         self.responses_end.map_or(deadline, |end| deadline.max(end))
     }

@@ -25,7 +25,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Serves the endpoints until the process exits, also during a drain.
 ///
 /// # Errors
-/// When the system denies a thread or a file descriptor.
+/// If a thread or a file descriptor cannot be created.
 pub fn start(
     listener: TcpListener,
     endpoints: Arc<Endpoints>,

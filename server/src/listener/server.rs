@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 /// Starts a worker for each core, beside the first one.
 ///
 /// # Errors
-/// One line, when the system denies a thread.
+/// One line, if a thread cannot be created.
 pub fn start_workers(
     first: WorkerThread,
     cores: usize,
@@ -108,7 +108,7 @@ impl Server {
     /// Returns the address that the server listens on.
     ///
     /// # Errors
-    /// When the system denies it.
+    /// If the address cannot be read.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -116,7 +116,7 @@ impl Server {
     /// Serves until the first signal, then drains.
     ///
     /// # Errors
-    /// One line, when the system denies a thread or a file descriptor.
+    /// One line, if a thread or a file descriptor cannot be created.
     pub async fn run(
         self,
         workers: Vec<WorkerThread>,

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 const RESOLVER_THREADS: usize = 16;
 
 /// Idle time after which a resolver thread exits: practically never. The runtime aborts the process if it has no such thread
-/// and the system denies one.
+/// and cannot create one.
 const RESOLVER_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Runs on a worker's thread, within its runtime.
@@ -34,7 +34,7 @@ impl WorkerThread {
     /// Starts the thread without waiting for its runtime.
     ///
     /// # Errors
-    /// When the system denies a thread.
+    /// If the thread cannot be created.
     pub fn start(name: &str, resolves_names: bool) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
         let (report, started) = std::sync::mpsc::channel();
@@ -76,7 +76,7 @@ impl WorkerThread {
     /// they are idle.
     ///
     /// # Errors
-    /// When the system denies a thread or a file descriptor.
+    /// If a thread or a file descriptor could not be created.
     pub fn serve(
         self,
         service: Arc<Service>,
@@ -102,7 +102,7 @@ fn build_runtime(resolves_names: bool) -> io::Result<Runtime> {
         .thread_name("resolver")
         .build()?;
     if resolves_names {
-        // The runtime panics if the system denies the first resolver's thread. This returns an error before.
+        // The runtime panics if the first resolver's thread cannot be created. This returns an error before.
         thread::Builder::new().spawn(|| ())?.join().ok();
         runtime.spawn_blocking(|| ());
     }

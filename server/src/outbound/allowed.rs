@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_an_address_is_no_name() {
+    fn ambiguous_address_is_rejected() {
         for list in [
             "http://127.1",
             "http://*.0.0.1",

@@ -36,7 +36,8 @@ impl RequestBody {
         self.is_connected.clone()
     }
 
-    fn body(&self) -> Option<&WasiBody> {
+    /// Returns the body to hyper, which asks for it once the connection is established.
+    fn connected_body(&self) -> Option<&WasiBody> {
         self.is_connected.store(true, Ordering::Relaxed);
         self.body.as_ref()
     }
@@ -61,11 +62,13 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body().is_none_or(Body::is_end_stream)
+        self.connected_body().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body().map(Body::size_hint).unwrap_or_default()
+        self.connected_body()
+            .map(Body::size_hint)
+            .unwrap_or_default()
     }
 }
 

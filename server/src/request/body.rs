@@ -40,7 +40,7 @@ const STEP_BYTES: usize = 16 << 10;
 /// Time without data after which the guest may start with a part of the body.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the rest of a body that the guest did not read is received and discarded. Closing with unread input resets the
+/// Time for which the rest of a body that the guest did not read is received and discarded. Closing with unread input resets the
 /// connection, and the client may lose the response (RFC 9112, section 9.6).
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 

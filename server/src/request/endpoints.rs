@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-/// How long a worker may take to run a task for `/livez`.
+/// Maximum time for a worker to run a task for `/livez`.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct Endpoints {

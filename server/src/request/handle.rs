@@ -1,7 +1,7 @@
-//! The way of a request: from hyper to a guest, and its response back.
+//! Handles a request, from hyper to the guest and back.
 //!
 //! 1. The request is recorded, so that it is logged and counted whatever happens.
-//! 2. [`validate`] rejects what hyper accepts and a server must not.
+//! 2. [`validate`] rejects requests that hyper accepts and that the RFCs require a server to reject.
 //! 3. The request's body is received, as much of it as the guest must find, and a guest is called.
 //! 4. Every failure of that becomes a response, and is logged here if the guest has not logged it.
 //! 5. Over HTTP/1, the response ends its connection (`Connection: close`) where the next request could not be served.

@@ -1,4 +1,4 @@
-//! The content of `/version` and `/metrics`, and the parts of the server that it is read from.
+//! The content of `/version` and `/metrics`, and the parts of the server that have the values.
 
 use crate::component::description::{Description, VERSION};
 use crate::request::shutdown::Shutdown;
@@ -48,13 +48,13 @@ type SandboxGauge = (&'static str, &'static str, Option<Unit>, fn(&Shared) -> u6
 const SANDBOX_GAUGES: [SandboxGauge; 3] = [
     (
         "guest_memory",
-        "Memory that sandboxes have, with what the server holds for them",
+        "Memory of all sandboxes, including host memory held for them",
         Some(Unit::Bytes),
         |shared| shared.memory.reserved(),
     ),
     (
         "guest_memory_limit",
-        "Most memory that sandboxes may have (GUEST_MEMORY_TOTAL)",
+        "Maximum memory of all sandboxes (GUEST_MEMORY_TOTAL)",
         Some(Unit::Bytes),
         |shared| shared.memory.total(),
     ),
@@ -104,28 +104,28 @@ impl Sources {
 
     fn add_server(&self, exposition: &mut Exposition) {
         let log = self.log.clone();
-        let help = "Lines of log that were dropped, as their reader was too slow";
+        let help = "Log lines dropped because the reader was too slow";
         exposition.counter("log_dropped_lines", help, move || log.dropped());
         let shutdown = self.shutdown.clone();
-        let (name, help) = ("http_server_active_requests", "Requests under way");
+        let (name, help) = ("http_server_active_requests", "Requests in progress");
         exposition.gauge(name, help, None, move || {
             shutdown.requests.load(Ordering::Relaxed) as u64
         });
         let limit = self.max_connections.into();
-        let help = "Most connections that may be open";
+        let help = "Maximum number of open connections";
         exposition.gauge("http_server_connections_limit", help, None, move || limit);
     }
 
     fn add_sandboxes(&self, exposition: &mut Exposition) {
         let handler = self.handler.clone();
-        let (name, help) = ("guest_instances", "Sandboxes by what they do");
+        let (name, help) = ("guest_instances", "Sandboxes by state");
         exposition.gauges(name, help, "state", move || {
             let idle = handler.idle();
             let (running, _) = handler.running();
             vec![("running", running as u64), ("idle", idle as u64)]
         });
         let (_, limit) = self.handler.running();
-        let help = "Most sandboxes that may run (MAX_REQUESTS)";
+        let help = "Maximum number of running sandboxes (MAX_REQUESTS)";
         exposition.gauge("guest_instances_limit", help, None, move || limit.into());
         for (name, help, unit, read) in SANDBOX_GAUGES {
             let handler = self.handler.clone();

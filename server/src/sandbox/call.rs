@@ -1,14 +1,14 @@
 //! The deadline of a guest's call.
 //!
-//! A guest has `GUEST_TIMEOUT` until its response starts, and again whenever a part of the response's body arrives. Its
-//! time counts whether it computes or waits, but for waiting for its client: for more of the request's body, or for room
-//! for the response's body. Meanwhile its timer stops.
+//! A guest has `GUEST_TIMEOUT` until its response starts, and again whenever a part of the response's body arrives. The
+//! timer runs while the guest computes or waits. It stops while the guest waits for its client: for more of the request's
+//! body, or for room for the response's body.
 //!
 //! A client that stalls is detected elsewhere: by the request's body after `BODY_TIMEOUT`, by the connection after
 //! `WRITE_TIMEOUT`. The first works only while the guest polls the body. So if there is a request's body, the guest's timer
-//! goes on after [`Progress::limit`].
+//! resumes after [`Progress::limit`].
 //!
-//! A guest that has yielded computes, so that its timer runs whatever it waits for besides.
+//! A guest that has yielded is computing, so its timer runs even if it is also waiting for its client.
 
 use crate::sandbox::budget::OverBudget;
 use crate::sandbox::error::HandleError;

@@ -9,9 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::Engine;
 
-/// Interval between the interruptions of a guest. It yields to the other requests on its thread at each but the first of a
-/// request, when it may just have begun and would wait for all others before it finishes. So it keeps the thread for 10 ms at
-/// most.
+/// Interval between interruptions of a guest. The guest continues at the first interruption of a request, because it may just
+/// have started, and would wait for all others if it yielded. It yields at every later one, so that it holds the thread for
+/// 10 ms at most.
 pub const EPOCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Increments the epoch of an engine while guests run.
@@ -30,11 +30,11 @@ impl EpochTicker {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system denies a thread.
+    /// If the thread cannot be created.
     pub fn start(engine: Engine) -> io::Result<Self> {
         let shared = Arc::<TickerState>::default();
         let state = shared.clone();
-        let thread = thread::Builder::new().name("clock".into()).spawn(move || {
+        let thread = thread::Builder::new().name("epoch".into()).spawn(move || {
             while !state.stop.load(Ordering::Relaxed) {
                 if state.running.load(Ordering::Relaxed) == 0 {
                     thread::park();

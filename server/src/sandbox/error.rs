@@ -96,7 +96,7 @@ impl HandleError {
             Self::Buffers => rejected_requests.count("buffers"),
             // Failures of the client. The body counts its timeouts.
             Self::IncompleteRequest | Self::SlowRequest => {}
-            Self::GuestError(_) => guest_failures.count("refused"),
+            Self::GuestError(_) => guest_failures.count("guest_error"),
             Self::NoResponse => guest_failures.count("no_response"),
             Self::InvalidResponse(_) => guest_failures.count("malformed_response"),
             Self::BodyFailed { .. } => guest_failures.count("body_failed"),

@@ -19,17 +19,17 @@ const LINE_BYTES: usize = 4096;
 #[derive(Clone)]
 pub struct GuestLog {
     log: Log,
-    kind: Kind,
-    stream: Arc<Mutex<Stream>>,
+    kind: StdStream,
+    buffer: Arc<Mutex<LineBuffer>>,
 }
 
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub enum StdStream {
     Stdout,
     Stderr,
 }
 
-impl Kind {
+impl StdStream {
     /// Returns the level of the lines, and the name of the stream in OpenTelemetry.
     fn describe(self) -> (Level, &'static str) {
         match self {
@@ -40,7 +40,7 @@ impl Kind {
 }
 
 #[derive(Default)]
-struct Stream {
+struct LineBuffer {
     /// The current line, without its end.
     line: Vec<u8>,
     /// Trace of the request that the guest serves.
@@ -50,22 +50,22 @@ struct Stream {
 }
 
 impl GuestLog {
-    pub fn new(log: &Log, kind: Kind) -> Self {
+    pub fn new(log: &Log, kind: StdStream) -> Self {
         Self {
             log: log.clone(),
             kind,
-            stream: Arc::default(),
+            buffer: Arc::default(),
         }
     }
 
     /// Sets the trace of the following lines.
     pub fn begin_request(&self, trace: Trace) {
-        self.stream().trace = trace;
+        self.buffer().trace = trace;
     }
 
     /// Logs the last line of a request if the guest has not ended it.
     pub fn end_request(&self) {
-        let Stream { line, trace, .. } = &mut *self.stream();
+        let LineBuffer { line, trace, .. } = &mut *self.buffer();
         if !line.is_empty() {
             self.log_line(line, trace);
         }
@@ -73,19 +73,19 @@ impl GuestLog {
 
     /// Returns true if the guest has written since the last call of this function.
     pub fn take_written(&self) -> bool {
-        mem::take(&mut self.stream().has_written)
+        mem::take(&mut self.buffer().has_written)
     }
 
-    fn stream(&self) -> MutexGuard<'_, Stream> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffer(&self) -> MutexGuard<'_, LineBuffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, bytes: &[u8]) {
-        let Stream {
+        let LineBuffer {
             line,
             trace,
             has_written,
-        } = &mut *self.stream();
+        } = &mut *self.buffer();
         *has_written = true;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for chunk in piece.chunks(LINE_BYTES) {
@@ -112,10 +112,10 @@ impl GuestLog {
 impl Drop for GuestLog {
     /// Logs the last line of a guest that has trapped.
     fn drop(&mut self) {
-        if let Some(stream) = Arc::get_mut(&mut self.stream) {
-            let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let mut line = mem::take(&mut stream.line);
-            let trace = mem::take(&mut stream.trace);
+        if let Some(buffer) = Arc::get_mut(&mut self.buffer) {
+            let buffer = buffer.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let mut line = mem::take(&mut buffer.line);
+            let trace = mem::take(&mut buffer.trace);
             if !line.is_empty() {
                 self.log_line(&mut line, &trace);
             }

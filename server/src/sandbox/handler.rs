@@ -61,8 +61,8 @@ impl ComponentHandler {
     /// Loads a component.
     ///
     /// # Errors
-    /// One line, when the machine code does not match this machine or program, when the component has an unsupported
-    /// import, or when the system denies memory or a thread.
+    /// One line, if the machine code does not match this machine or program, if the component has an unsupported
+    /// import, or if memory or a thread cannot be allocated.
     pub fn load(component: &Component, limits: Limits, shared: Shared) -> Result<Self, String> {
         component.check_memory(limits.memory)?;
         let engine = pool::engine(&component.description, limits)?;

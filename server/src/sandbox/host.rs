@@ -1,6 +1,6 @@
 //! The host of one instance: its handles, standard streams, environment and HTTP.
 
-use crate::sandbox::guest_log::{GuestLog, Kind};
+use crate::sandbox::guest_log::{GuestLog, StdStream};
 use crate::sandbox::hooks::Hooks;
 use crate::sandbox::host_memory::{
     self, CALLS_BETWEEN_COUNTS, FREE_BYTES, HANDLES_PER_CALL, HostMemory, MAX_FIELDS_BYTES,
@@ -137,7 +137,7 @@ impl WasiView for Host {
                 stream.begin_request(self.state.trace.clone());
                 stream
             };
-            let (stdout, stderr) = (stream(Kind::Stdout), stream(Kind::Stderr));
+            let (stdout, stderr) = (stream(StdStream::Stdout), stream(StdStream::Stderr));
             let mut context = WasiCtx::builder();
             context
                 .stdout(stdout.clone())

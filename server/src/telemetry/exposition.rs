@@ -1,4 +1,4 @@
-//! `/metrics`: the counts of [`Metrics`], and states that are read from their owners for each response, in the text format
+//! `/metrics`: the counters of [`Metrics`], and values that are read from their owners for each response, in the text format
 //! of OpenMetrics 1.0.
 
 use crate::telemetry::labels::Label;
@@ -19,22 +19,22 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 type Values = Vec<(Option<Label>, f64)>;
 
 /// A metric that is read from its owner for each response.
-struct Reading {
+struct SampledMetric {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
     kind: MetricType,
-    /// Returns nothing if the system denies access.
+    /// Returns nothing if the value cannot be read.
     read: Box<dyn Fn() -> Values + Send + Sync>,
 }
 
-impl fmt::Debug for Reading {
+impl fmt::Debug for SampledMetric {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.name)
     }
 }
 
-impl Collector for Reading {
+impl Collector for SampledMetric {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let values = (self.read)();
         if values.is_empty() {
@@ -65,7 +65,7 @@ impl Exposition {
     /// `build` is what `build_info` shows.
     pub fn new(metrics: &Metrics, build: Vec<(&'static str, String)>) -> Self {
         let mut registry = Registry::default();
-        registry.register("build", "What runs", Info::new(build));
+        registry.register("build", "Build information", Info::new(build));
         metrics.register(&mut registry);
         let mut this = Self(registry);
         this.add_connections(metrics);
@@ -81,7 +81,7 @@ impl Exposition {
         text
     }
 
-    /// Adds a state.
+    /// Registers a gauge, which `read` returns for each response.
     pub fn gauge(
         &mut self,
         name: &'static str,
@@ -94,7 +94,7 @@ impl Exposition {
         });
     }
 
-    /// Adds states that a label distinguishes. `read` returns the label's values with them.
+    /// Registers gauges that a label distinguishes. `read` returns the label's values with them.
     pub fn gauges(
         &mut self,
         name: &'static str,
@@ -108,7 +108,7 @@ impl Exposition {
         });
     }
 
-    /// Adds a count that something else keeps.
+    /// Registers a counter, which `read` returns for each response.
     pub fn counter(
         &mut self,
         name: &'static str,
@@ -141,7 +141,7 @@ impl Exposition {
         kind: MetricType,
         read: impl Fn() -> Values + Send + Sync + 'static,
     ) {
-        self.0.register_collector(Box::new(Reading {
+        self.0.register_collector(Box::new(SampledMetric {
             name,
             help,
             unit,
@@ -173,24 +173,21 @@ impl Exposition {
         });
     }
 
-    /// Adds the state of the process, under the names that Prometheus's clients use.
+    /// Registers the statistics of the process, under the names that Prometheus's clients use.
     fn add_process(&mut self) {
         use MetricType::{Counter, Gauge};
         let (bytes, seconds) = (Some(Unit::Bytes), Some(Unit::Seconds));
         let (name, help) = ("process_resident_memory", "Resident memory of the process");
         self.value(name, help, bytes, Gauge, process::resident_bytes);
-        let (name, help) = (
-            "process_cpu",
-            "Time that the process has computed, for itself and in the kernel",
-        );
+        let (name, help) = ("process_cpu", "Total user and system CPU time");
         self.value(name, help, seconds.clone(), Counter, process::cpu_seconds);
         let (name, help) = ("process_open_fds", "Open file descriptors");
         self.value(name, help, None, Gauge, process::open_fds);
-        let (name, help) = ("process_max_fds", "Most file descriptors that may be open");
+        let (name, help) = ("process_max_fds", "Maximum number of open file descriptors");
         self.value(name, help, None, Gauge, process::max_fds);
         let (name, help) = (
             "process_start_time",
-            "When the process began to serve, since the Unix epoch",
+            "Start time of the process since the Unix epoch",
         );
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let start = start.unwrap_or_default().as_secs_f64();

@@ -133,7 +133,7 @@ impl MethodLabel {
     }
 }
 
-/// Returns the kind of an error, for `error.type`: one that an operator looks for in another place than the next.
+/// Returns the label `error.type`. Each value points an operator to a different cause.
 pub fn error_type(error: &Error) -> &'static str {
     match error {
         Error::DnsTimeout | Error::DnsError { .. } => "dns",

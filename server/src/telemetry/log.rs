@@ -54,7 +54,7 @@ impl Log {
     /// Starts the thread that writes to `out`.
     ///
     /// # Errors
-    /// When the system denies a thread.
+    /// If the thread cannot be created.
     pub fn start(format: LogFormat, out: impl Write + Send + 'static) -> io::Result<Self> {
         let queue = Arc::default();
         let log = Self { format, queue };

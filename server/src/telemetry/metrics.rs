@@ -97,7 +97,7 @@ impl Default for Metrics {
                     "timed_out",
                     "no_response",
                     "malformed_response",
-                    "refused",
+                    "guest_error",
                     "body_failed",
                 ],
             ),
@@ -149,17 +149,17 @@ impl Metrics {
         for (name, help, events) in [
             (
                 "http_server_rejected_connections",
-                "Connections for which a limit left no room",
+                "Connections rejected because of a limit",
                 &self.rejected_connections,
             ),
             (
                 "http_server_rejected_requests",
-                "Requests for which a limit left no room",
+                "Requests rejected because of a limit",
                 &self.rejected_requests,
             ),
             (
                 "http_server_timeouts",
-                "Connections and requests that ended as the client took too long",
+                "Connections and requests closed because the client timed out",
                 &self.timeouts,
             ),
             (
@@ -169,7 +169,7 @@ impl Metrics {
             ),
             (
                 "guest_memory_refusals",
-                "Growths of memory that a limit refused a guest",
+                "Memory growths of guests that a limit rejected",
                 &self.guest_memory_refusals,
             ),
             (
@@ -182,7 +182,7 @@ impl Metrics {
         }
         registry.register_with_unit(
             "guest_start_duration",
-            "Time to make a sandbox",
+            "Time to instantiate a sandbox",
             Unit::Seconds,
             self.guest_starts.clone(),
         );

@@ -1,4 +1,4 @@
-//! What the system knows of this process. Each function returns `None` where the system denies access.
+//! Statistics of the process, from `/proc`. Each function returns `None` if the value cannot be read.
 
 use rustix::process::{Resource, getrlimit};
 use std::fs;

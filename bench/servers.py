@@ -1,4 +1,4 @@
-"""The workloads with their servers, and builds those of this project."""
+"""The workloads and their servers. Builds the servers of this project."""
 
 import dataclasses
 import functools

@@ -24,17 +24,18 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut servers = [WASI, SPIN].map(|guest| Server::start(guest, &[NO_ACCESS_LOG]));
-    let trials = [WASI, SPIN]
-        .iter()
-        .zip(&servers)
-        .flat_map(|(guest, server)| {
-            let (entry, address) = (guest.entry, server.address);
-            cases().map(move |case| {
-                Trial::test(format!("{entry}: {}", case.name), move || case.run(address))
-            })
-        });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mut servers = Vec::new();
+    let mut trials = Vec::new();
+    for guest in [WASI, SPIN] {
+        let server = Server::start(guest, &[NO_ACCESS_LOG]);
+        let address = server.address;
+        trials.extend(cases().map(|case| {
+            let name = format!("{}: {}", guest.entry, case.name);
+            Trial::test(name, move || case.run(address))
+        }));
+        servers.push(server);
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         servers.iter_mut().for_each(Server::print_log);
         return conclusion.exit_code();

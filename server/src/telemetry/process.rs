@@ -1,4 +1,4 @@
-//! Statistics of the process, from `/proc`. Each function returns `None` if the value cannot be read.
+//! Statistics of the process, from the kernel. Each function returns `None` if the value cannot be read.
 
 use rustix::process::{Resource, getrlimit};
 use std::fs;

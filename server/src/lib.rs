@@ -182,7 +182,7 @@ mod escape;
     target_os = "linux",
     not(target_env = "musl")
 ))]
-mod memcpy_tests;
+mod memory_tests;
 
 #[cfg(target_env = "musl")]
 #[global_allocator]

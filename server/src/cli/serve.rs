@@ -1,23 +1,22 @@
 //! The process of a server: its signals, its log, its start and its exit.
 //!
-//! The component is loaded on a worker's thread, so that a signal ends the process also while it loads. That thread starts first,
-//! once the file descriptors are known to suffice: its runtime is built while this thread installs the signal handlers. They are
-//! installed before anything is loaded, because process 1 of a container receives only signals that it handles.
+//! The main thread loads the component, and then is the first worker: a start waits for no other thread before it listens. The
+//! thread `control` has all that must not wait for a guest: signals, accepting, the drain. It starts first, so that a signal ends
+//! the process also while it loads; process 1 of a container receives only signals that it handles.
 
 use crate::cli::arguments;
-use crate::component::description::Description;
 use crate::component::file::Component;
 use crate::config::settings::Config;
 use crate::listener::descriptors::{FdLimits, raise_limit};
-use crate::listener::server::{Server, start_workers, startup_error};
-use crate::listener::worker::WorkerThread;
+use crate::listener::server::{Server, startup_error};
+use crate::listener::worker::build_runtime;
 use crate::telemetry::line::Level;
 use crate::telemetry::log::Log;
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::thread;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::time::Duration;
+use std::{io, process, thread};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -35,69 +34,57 @@ pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     // Before anything opens a file descriptor: with too few, any part could be the one that fails.
     let fds = FdLimits::divide(&config, cores)?;
-    let loader = WorkerThread::start("worker", config.allows_outbound()).map_err(startup_error)?;
-    let mut runtime = runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().map_err(startup_error)?;
-    let stop = runtime.block_on(async { shutdown_signals() });
-    let stop = stop.map_err(startup_error)?;
-    let log = Log::start(config.log_format, io::stdout()).map_err(startup_error)?;
-    let served = runtime.block_on(serve(path, config, cores, fds, loader, stop, &log));
+    let log = Log::new(config.log_format);
+    let runtime = build_runtime(config.allows_outbound()).map_err(startup_error)?;
+    let (sender, loaded) = oneshot::channel();
+    let control = thread::Builder::new().name("control".into()).spawn({
+        let log = log.clone();
+        move || control(cores, loaded, &log)
+    });
+    let control = control.map_err(startup_error)?;
+    let (server, work) = Server::bind(&Component::open(&path)?, config, fds, &log, runtime)?;
+    log_start(&server, &log)?;
+    server.dispatch_backlog();
+    // Fails if the thread has ended, which has the reason.
+    let _ = sender.send(server);
+    work();
+    let served = control.join().unwrap_or_else(|panic| resume_unwind(panic));
     log.flush(LOG_FLUSH_TIMEOUT);
     served
 }
 
-async fn serve(
-    path: PathBuf,
-    config: Config,
-    cores: usize,
-    fds: FdLimits,
-    loader: WorkerThread,
-    mut stop: mpsc::Receiver<String>,
-    log: &Log,
-) -> Result<(), String> {
-    let (sender, loaded) = oneshot::channel();
-    loader.run({
-        let (config, log) = (config.clone(), log.clone());
-        move || {
-            // After a signal, nothing receives it.
-            let _ = sender.send(load(&path, config, &log));
-        }
-    });
-    let workers = start_workers(loader, cores, &config)?;
-    let (description, server) = tokio::select! {
-        biased;
-        reason = stop.recv() => {
-            let reason = reason.unwrap_or_default();
-            log.event(Level::Info, format_args!("{reason}: exited before serving"));
-            return Ok(());
-        }
-        loaded = loaded => match loaded {
-            Ok(loaded) => loaded?,
-            // The thread that was to load did not start.
-            Err(ended) => {
-                let reason = workers.into_iter().find_map(WorkerThread::into_startup_error);
-                return Err(startup_error(reason.unwrap_or_else(|| io::Error::other(ended))));
+/// Receives the signals from now on, and the server when it is loaded.
+fn control(cores: usize, loaded: oneshot::Receiver<Server>, log: &Log) -> Result<(), String> {
+    let mut runtime = runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().map_err(startup_error)?;
+    runtime.block_on(async {
+        let mut stop = shutdown_signals().map_err(startup_error)?;
+        let loaded = tokio::select! {
+            biased;
+            reason = stop.recv() => Err(reason.unwrap_or_default()),
+            loaded = loaded => Ok(loaded),
+        };
+        log.start_writer(io::stdout()).map_err(startup_error)?;
+        match loaded {
+            Ok(Ok(mut server)) => {
+                server.start_threads(cores).map_err(startup_error)?;
+                server.run(stop).await
             }
-        },
-    };
-    log_start(&description, &server, &config, log)?;
-    server.run(workers, fds, stop).await
-}
-
-/// Loads the component, and listens.
-fn load(path: &Path, config: Config, log: &Log) -> Result<(Description, Server), String> {
-    let component = Component::open(path)?;
-    let server = Server::bind(&component, config, log)?;
-    Ok((component.description, server))
+            // The main thread has failed, and ends the process.
+            Ok(Err(_)) => Ok(()),
+            // It may load for long.
+            Err(reason) => {
+                log.event(Level::Info, format_args!("{reason}: exited before serving"));
+                log.flush(LOG_FLUSH_TIMEOUT);
+                process::exit(0)
+            }
+        }
+    })
 }
 
 /// Logs what is served, where, and with which limits.
-fn log_start(
-    description: &Description,
-    server: &Server,
-    config: &Config,
-    log: &Log,
-) -> Result<(), String> {
+fn log_start(server: &Server, log: &Log) -> Result<(), String> {
+    let (description, config) = (server.description(), server.config());
     let address = server.address().map_err(startup_error)?;
     let management = match server.management_address() {
         Some(address) => format!("management on {address}, "),

@@ -65,6 +65,7 @@ fn is_known(import: &str) -> bool {
 /// Returns true if an import or export, `package:name/interface@version`, is this interface, in a release whose version
 /// starts with `version`. Drafts have a `-` in their version.
 pub fn is_release(name: &str, interface: &str, version: &str) -> bool {
-    name.split_once('@')
-        .is_some_and(|(name, of)| name == interface && of.starts_with(version) && !of.contains('-'))
+    let of = name.strip_prefix(interface);
+    of.and_then(|rest| rest.strip_prefix('@'))
+        .is_some_and(|of| of.starts_with(version) && !of.contains('-'))
 }

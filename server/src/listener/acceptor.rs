@@ -35,7 +35,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Prepares to accept; at most `max_rejections` clients are being rejected at a time.
+    /// Prepares to accept from a listener that does not block; at most `max_rejections` clients are being rejected at a time.
     ///
     /// # Errors
     /// If the socket cannot be registered with the runtime.
@@ -45,7 +45,6 @@ impl Acceptor {
         log: Log,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
         Ok(Self {
             spare_fd: dup(&listener).ok(),
             listener: tokio::net::TcpListener::from_std(listener)?,

@@ -2,6 +2,7 @@
 
 use crate::listener::http::Connection;
 use crate::listener::worker::Worker;
+use std::net::TcpListener;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -14,12 +15,17 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub fn new(workers: Vec<Worker>, max_connections: u32) -> Self {
+    pub fn new(first: Worker, max_connections: u32) -> Self {
         Self {
-            workers,
+            workers: vec![first],
             permits: Arc::new(Semaphore::new(max_connections as usize)),
             max_connections,
         }
+    }
+
+    /// Adds a worker to the first one.
+    pub fn add(&mut self, worker: Worker) {
+        self.workers.push(worker);
     }
 
     /// Returns the workers' runtimes.
@@ -37,6 +43,19 @@ impl Dispatcher {
     pub fn dispatch(&self, connection: Connection) {
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.load()) {
             worker.dispatch(connection);
+        }
+    }
+
+    /// Accepts and dispatches the clients that wait in the backlog, as many as may be open. The listener does not block.
+    pub fn dispatch_backlog(&self, listener: &TcpListener) {
+        while let Some(permit) = self.try_acquire()
+            && let Ok((stream, peer)) = listener.accept()
+        {
+            self.dispatch(Connection {
+                stream,
+                peer,
+                permit,
+            });
         }
     }
 

@@ -14,7 +14,7 @@
 
 use crate::listener::acceptor::Acceptor;
 use crate::listener::dispatcher::Dispatcher;
-use crate::listener::http::{Connection, IDLE_GRACE_PERIOD};
+use crate::listener::http::IDLE_GRACE_PERIOD;
 use crate::request::endpoints::Endpoints;
 use crate::request::shutdown::Shutdown;
 use crate::telemetry::line::Level;
@@ -99,16 +99,7 @@ impl Drain {
     /// Phase 2.
     fn close_listener(&self, acceptor: Acceptor) -> io::Result<()> {
         self.shutdown.is_draining.store(true, Ordering::Relaxed);
-        let listener = acceptor.into_listener()?;
-        while let Ok((stream, peer)) = listener.accept()
-            && let Some(permit) = self.dispatcher.try_acquire()
-        {
-            self.dispatcher.dispatch(Connection {
-                stream,
-                peer,
-                permit,
-            });
-        }
+        self.dispatcher.dispatch_backlog(&acceptor.into_listener()?);
         Ok(())
     }
 

@@ -3,8 +3,8 @@
 use crate::config::settings::Config;
 use crate::connection::buffers::Buffers;
 use crate::listener::acceptor::ACCEPT_BACKOFF;
-use crate::listener::http::Connection;
-use crate::listener::worker::{Worker, WorkerThread};
+use crate::listener::http::{Connection, ConnectionHandler};
+use crate::listener::worker::Worker;
 use crate::request::endpoints::Endpoints;
 use crate::request::service::{Handler, Service};
 use crate::telemetry::line::Level;
@@ -51,13 +51,12 @@ pub fn start(
     });
     // Stays false, and is kept as long as connections are accepted.
     let close_idle = watch::Sender::new(false);
-    let worker = WorkerThread::start("management", false)?;
-    let worker = worker.serve(service, &config, close_idle.subscribe())?;
-    listener.set_nonblocking(true)?;
+    let handler = ConnectionHandler::new(service, &config, close_idle.subscribe());
+    let worker = Worker::start("management", false, handler)?.wait()?;
     let log = log.clone();
     let runtime = worker.handle().clone();
     runtime.spawn(async move {
-        if let Err(error) = accept(listener, &worker).await {
+        if let Err(error) = accept(listener, worker).await {
             let message = format_args!("the management listener fails: {error}");
             log.event(Level::Error, message);
         }
@@ -67,7 +66,7 @@ pub fn start(
 }
 
 /// Accepts connections; returns only if the runtime cannot have the listener.
-async fn accept(listener: TcpListener, worker: &Worker) -> io::Result<()> {
+async fn accept(listener: TcpListener, worker: Worker) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(permit) = permits.clone().acquire_owned().await {

@@ -10,7 +10,8 @@ use crate::listener::acceptor::Acceptor;
 use crate::listener::descriptors::FdLimits;
 use crate::listener::dispatcher::Dispatcher;
 use crate::listener::drain::Drain;
-use crate::listener::worker::WorkerThread;
+use crate::listener::http::ConnectionHandler;
+use crate::listener::worker::Worker;
 use crate::listener::{management, socket};
 use crate::outbound::client::Outbound;
 use crate::request::endpoints::Endpoints;
@@ -24,24 +25,11 @@ use crate::sandbox::shared::Shared;
 use crate::telemetry::line::Level;
 use crate::telemetry::log::Log;
 use crate::telemetry::metrics::Metrics;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::{io, iter};
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-
-/// Starts a worker for each core, beside the first one.
-///
-/// # Errors
-/// One line, if a thread cannot be created.
-pub fn start_workers(
-    first: WorkerThread,
-    cores: usize,
-    config: &Config,
-) -> Result<Vec<WorkerThread>, String> {
-    let others = (1..cores).map(|_| WorkerThread::start("worker", config.allows_outbound()));
-    let workers: io::Result<_> = iter::once(Ok(first)).chain(others).collect();
-    workers.map_err(startup_error)
-}
 
 /// Returns the line for an error of the system at the start, with the remedy if threads are denied (pthread_create(3)).
 pub fn startup_error(error: io::Error) -> String {
@@ -52,23 +40,34 @@ pub fn startup_error(error: io::Error) -> String {
     format!("cannot start: {error}{remedy}")
 }
 
-/// A server that listens and does not serve yet.
+/// A server with its first worker.
 pub struct Server {
     listener: TcpListener,
     management: Option<TcpListener>,
     config: Config,
+    fds: FdLimits,
     service: Arc<Service>,
     handler: Arc<ComponentHandler>,
+    dispatcher: Dispatcher,
+    /// Has the workers close idle connections.
+    close_idle: watch::Sender<bool>,
     description: Description,
     log: Log,
 }
 
 impl Server {
-    /// Binds the sockets and loads the component. Port 0 takes a free port.
+    /// Binds the sockets, loads the component and serves it on `runtime`, which the second value runs: the work of this thread,
+    /// until the server has ended. Port 0 takes a free port.
     ///
     /// # Errors
     /// One line that says what failed and what to do.
-    pub fn bind(component: &Component, config: Config, log: &Log) -> Result<Self, String> {
+    pub fn bind(
+        component: &Component,
+        config: Config,
+        fds: FdLimits,
+        log: &Log,
+        runtime: Runtime,
+    ) -> Result<(Self, impl FnOnce() + use<>), String> {
         // First, so that early clients wait in the backlog and are not refused.
         let listener = socket::bind_traffic(&config)?;
         let management = socket::bind_management(&config)?;
@@ -80,24 +79,45 @@ impl Server {
             limits(&config),
             shared(component, &config, log, &metrics, &buffers),
         )?);
-        Ok(Self {
+        let service = Arc::new(Service {
+            handler: Handler::Guests(handler.clone()),
+            log: log.clone(),
+            metrics,
+            access_log: config.access_log,
+            trusted_proxies: config.trusted_proxies.clone(),
+            body_timeout: config.body_timeout,
+            buffers,
+            shutdown: Arc::default(),
+        });
+        let close_idle = watch::Sender::new(false);
+        let connections = ConnectionHandler::new(service.clone(), &config, close_idle.subscribe());
+        let (first, work) = Worker::new(runtime, connections);
+        let server = Self {
             listener,
             management,
-            service: Arc::new(Service {
-                handler: Handler::Guests(handler.clone()),
-                log: log.clone(),
-                metrics,
-                access_log: config.access_log,
-                trusted_proxies: config.trusted_proxies.clone(),
-                body_timeout: config.body_timeout,
-                buffers,
-                shutdown: Arc::default(),
-            }),
+            service,
             handler,
+            dispatcher: Dispatcher::new(first, fds.connections),
+            close_idle,
+            fds,
             description: component.description.clone(),
             log: log.clone(),
             config,
-        })
+        };
+        Ok((server, work))
+    }
+
+    /// Gives the clients that wait to the first worker.
+    pub fn dispatch_backlog(&self) {
+        self.dispatcher.dispatch_backlog(&self.listener);
+    }
+
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Returns the address of the management listener, if there is one.
@@ -113,19 +133,32 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Starts a worker for each further core, and what interrupts guests.
+    ///
+    /// # Errors
+    /// If a thread or a file descriptor cannot be created.
+    pub fn start_threads(&mut self, cores: usize) -> io::Result<()> {
+        self.handler.start_ticker()?;
+        let start = |_| {
+            let (service, close_idle) = (self.service.clone(), self.close_idle.subscribe());
+            let handler = ConnectionHandler::new(service, &self.config, close_idle);
+            Worker::start("worker", self.config.allows_outbound(), handler)
+        };
+        let starting: Vec<_> = (1..cores).map(start).collect();
+        for worker in starting {
+            self.dispatcher.add(worker?.wait()?);
+        }
+        Ok(())
+    }
+
     /// Serves until the first signal, then drains.
     ///
     /// # Errors
     /// One line, if a thread or a file descriptor cannot be created.
-    pub async fn run(
-        self,
-        workers: Vec<WorkerThread>,
-        fds: FdLimits,
-        mut signals: mpsc::Receiver<String>,
-    ) -> Result<(), String> {
+    pub async fn run(self, mut signals: mpsc::Receiver<String>) -> Result<(), String> {
         let cannot_serve = |error: io::Error| format!("cannot serve: {error}");
-        self.warn_of_few_descriptors(&fds);
-        let (mut acceptor, drain) = self.start(workers, &fds).map_err(cannot_serve)?;
+        self.warn_of_few_descriptors();
+        let (mut acceptor, drain) = self.start().map_err(cannot_serve)?;
         let signal = tokio::select! {
             signal = signals.recv() => signal.unwrap_or_default(),
             never = acceptor.accept(&drain.dispatcher) => match never {},
@@ -134,8 +167,8 @@ impl Server {
         drained.map_err(cannot_serve)
     }
 
-    fn warn_of_few_descriptors(&self, fds: &FdLimits) {
-        let (total, connections) = (fds.total, fds.connections);
+    fn warn_of_few_descriptors(&self) {
+        let (total, connections) = (self.fds.total, self.fds.connections);
         let max = self.config.max_connections;
         if connections < max {
             self.log.event(
@@ -148,37 +181,32 @@ impl Server {
         }
     }
 
-    /// Gives the workers their service, and starts the management listener.
-    fn start(self, workers: Vec<WorkerThread>, fds: &FdLimits) -> io::Result<(Acceptor, Drain)> {
-        let (close_idle, is_closing_idle) = watch::channel(false);
-        let serve = |worker: WorkerThread| {
-            worker.serve(self.service.clone(), &self.config, is_closing_idle.clone())
-        };
-        let workers: io::Result<Vec<_>> = workers.into_iter().map(serve).collect();
-        let dispatcher = Dispatcher::new(workers?, fds.connections);
+    /// Starts the management listener, and prepares to accept and to drain.
+    fn start(self) -> io::Result<(Acceptor, Drain)> {
         let sources = Sources {
             metrics: self.service.metrics.clone(),
             log: self.log.clone(),
             shutdown: self.service.shutdown.clone(),
             handler: self.handler,
             description: self.description,
-            max_connections: fds.connections,
+            max_connections: self.fds.connections,
         };
         let endpoints = match self.management {
             Some(listener) => {
-                let endpoints = Arc::new(Endpoints::new(dispatcher.runtimes(), &sources));
+                let endpoints = Arc::new(Endpoints::new(self.dispatcher.runtimes(), &sources));
                 management::start(listener, endpoints.clone(), &self.config, &self.log)?;
                 Some(endpoints)
             }
             None => None,
         };
         let metrics = self.service.metrics.clone();
-        let acceptor = Acceptor::new(self.listener, fds.rejections, self.log.clone(), metrics)?;
+        let rejections = self.fds.rejections;
+        let acceptor = Acceptor::new(self.listener, rejections, self.log.clone(), metrics)?;
         let drain = Drain {
-            dispatcher,
+            dispatcher: self.dispatcher,
             endpoints,
             shutdown: self.service.shutdown.clone(),
-            close_idle,
+            close_idle: self.close_idle,
             delay: self.config.drain_delay,
             timeout: self.config.drain_timeout,
             log: self.log,

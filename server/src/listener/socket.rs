@@ -1,4 +1,4 @@
-//! Listening sockets.
+//! Listening sockets, which do not block.
 
 use crate::config::settings::Config;
 use rustix::net::listen;
@@ -37,7 +37,11 @@ pub fn bind_management(config: &Config) -> Result<Option<TcpListener>, String> {
 }
 
 fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(address).map_err(|error| {
+    let listener = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map_err(|error| {
         format!(
             "cannot listen on {address}: {}",
             describe_bind_error(&error, setting)

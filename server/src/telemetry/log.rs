@@ -51,17 +51,21 @@ struct State {
 }
 
 impl Log {
+    /// Returns a log whose lines wait for its writer.
+    pub fn new(format: LogFormat) -> Self {
+        let queue = Arc::default();
+        Self { format, queue }
+    }
+
     /// Starts the thread that writes to `out`.
     ///
     /// # Errors
     /// If the thread cannot be created.
-    pub fn start(format: LogFormat, out: impl Write + Send + 'static) -> io::Result<Self> {
-        let queue = Arc::default();
-        let log = Self { format, queue };
-        let writer = log.clone();
+    pub fn start_writer(&self, out: impl Write + Send + 'static) -> io::Result<()> {
+        let writer = self.clone();
         let thread = thread::Builder::new().name("log".into());
         thread.spawn(move || writer.write_to(out))?;
-        Ok(log)
+        Ok(())
     }
 
     /// Logs an event of the server as a whole.

@@ -1,5 +1,6 @@
-// memcpy and memmove for x86-64. Those of musl move all bytes by `rep movsq`, which takes tens of cycles to start, and most
-// of the 84 copies of a request have less than 300 bytes. The functions below save 4 % of a request's CPU time.
+// memcpy, memmove and memcmp for x86-64. Those of musl copy all bytes by `rep movsq`, which takes tens of cycles to start, and
+// most of the 84 copies of a request have less than 300 bytes. They compare byte by byte, which are 8 % of the instructions of
+// a request to a component of WASI 0.3, and 4 % of a start's. The copies below save 4 % of a request's CPU time.
 //
 // SSE2 is part of every x86-64 CPU. All loads of a short copy come before its stores, so that source and destination may
 // overlap.
@@ -96,4 +97,51 @@ void *memmove(void *destination, const void *source, size_t n)
         store(to, a), store(to + 16, b), store(to + 32, c), store(to + 48, d);
     }
     return destination;
+}
+
+// Returns the difference of the first bytes of two words that differ there, of which the lowest byte comes first.
+static inline int difference(u64 left, u64 right)
+{
+    unsigned at = __builtin_ctzll(left ^ right) & ~7u;
+    return (int)(left >> at & 0xff) - (int)(right >> at & 0xff);
+}
+
+// Returns the first and the last bytes of 4 to 8 as one word. They overlap in the middle.
+static inline u64 ends(const char *from, size_t n)
+{
+    return *(const u32 *)from | (uint64_t)*(const u32 *)(from + n - 4) << 32;
+}
+
+int memcmp(const void *left, const void *right, size_t n)
+{
+    const char *a = left, *b = right;
+    if (n >= 16) {
+        for (size_t at = 0;;) {
+            unsigned equal = _mm_movemask_epi8(_mm_cmpeq_epi8(load(a + at), load(b + at)));
+            if (equal != 0xffff) {
+                at += __builtin_ctz(~equal);
+                return (unsigned char)a[at] - (unsigned char)b[at];
+            }
+            if (at == n - 16)
+                return 0;
+            // The last block overlaps the one before.
+            at = at + 16 < n - 16 ? at + 16 : n - 16;
+        }
+    }
+    if (n >= 8) {
+        u64 first = *(const u64 *)a, other = *(const u64 *)b;
+        if (first != other)
+            return difference(first, other);
+        first = *(const u64 *)(a + n - 8), other = *(const u64 *)(b + n - 8);
+        return first == other ? 0 : difference(first, other);
+    }
+    if (n >= 4) {
+        u64 first = ends(a, n), other = ends(b, n);
+        return first == other ? 0 : difference(first, other);
+    }
+    for (size_t at = 0; at < n; at++) {
+        if (a[at] != b[at])
+            return (unsigned char)a[at] - (unsigned char)b[at];
+    }
+    return 0;
 }

@@ -1,15 +1,16 @@
-//! `memcpy.c`, under the names that it has in a test.
+//! `memory.c`, under the names that it has in a test.
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
-/// Sizes around each threshold in `memcpy.c`.
+/// Sizes around each threshold in `memory.c`.
 const SIZES: [std::ops::RangeInclusive<usize>; 3] = [0..=260, 1000..=1060, 4090..=4100];
 
 unsafe extern "C" {
     fn tested_memcpy(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void;
     fn tested_memmove(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void;
+    fn tested_memcmp(left: *const c_void, right: *const c_void, n: usize) -> c_int;
 }
 
 fn test_pattern(bytes: usize) -> Vec<u8> {
@@ -50,6 +51,32 @@ fn memmove_copies_overlapping_ranges() {
                 assert_eq!(returned, start.wrapping_add(to).cast());
                 assert!(moved == expected, "{n} bytes from {from} to {to}");
             }
+        }
+    }
+}
+
+#[test]
+fn memcmp_orders_by_the_first_byte_that_differs() {
+    for n in (0..=70).chain([255, 256, 257]) {
+        for (start, at) in (0..9).flat_map(|start| (0..=n).map(move |at| (start, at))) {
+            let left = test_pattern(n + 9);
+            let mut right = left.clone();
+            // Beyond `at`, all bytes differ the other way. If `at` is `n`, nothing before does.
+            right[start + at..]
+                .iter_mut()
+                .for_each(|it| *it = it.wrapping_sub(1));
+            if at < n {
+                right[start + at] = left[start + at] ^ 0x80;
+            }
+            let expected = left[start..start + n].cmp(&right[start..start + n]) as c_int;
+            let (left, right) = (left[start..].as_ptr(), right[start..].as_ptr());
+            // SAFETY: both ranges are within their vectors.
+            let compared = unsafe { tested_memcmp(left.cast(), right.cast(), n) };
+            assert_eq!(
+                compared.signum(),
+                expected,
+                "{n} bytes, of which {at} are equal"
+            );
         }
     }
 }

@@ -150,6 +150,36 @@ fn signal_during_startup_exits_immediately() {
     assert!(log.ends_with(" SIGTERM: exited before serving\n"), "{log}");
 }
 
+/// On one core, whose thread loads the component. The first client's guest computes until it is stopped.
+#[test]
+fn clients_that_wait_for_the_load_are_served() {
+    let (listener, address) = listen();
+    drop(listener);
+    let mut process = command("taskset");
+    process
+        .args(["--cpu-list", "0", PROGRAM])
+        .arg(RAW.wasm())
+        .args(["--listen", &address.to_string()])
+        .env("GUEST_TIMEOUT", "1s")
+        .stdout(Stdio::piped());
+    let mut process = process.spawn().expect("the server starts");
+    let mut computing = None;
+    wait_until("the server listens", || {
+        computing = Connection::try_open(address).ok();
+        computing.is_some()
+    });
+    let mut computing = computing.expect("a connection");
+    computing.send_request("GET", "/loop").expect("sent");
+    let mut other = Connection::open(address);
+    other.send_request("GET", "/").expect("sent");
+    assert_eq!(other.response("GET").expect("a response").body, b"fine");
+    let stopped = computing.response("GET").expect("a response");
+    assert_eq!(stopped.status, 504);
+    let pid = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(pid, Signal::TERM).expect("a running server");
+    assert_eq!(process.wait().expect("it ends").code(), Some(0));
+}
+
 /// As many clients may wait to be accepted as may be open, up to the limit of the system.
 #[test]
 fn backlog_equals_max_connections() {

@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use server::component::file::Component;
 use server::config::settings::Config;
 use server::listener::descriptors::FdLimits;
-use server::listener::server::{Server, start_workers};
-use server::listener::worker::WorkerThread;
+use server::listener::server::Server;
+use server::listener::worker::build_runtime;
 use server::telemetry::line::LogFormat;
 use server::telemetry::log::Log;
 use std::env;
@@ -33,23 +33,21 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let config = Config::read(Some("127.0.0.1:0".into()), |_| None, None).expect("defaults");
-    let log = Log::start(LogFormat::Text, CheckedLog::default()).expect("a thread");
+    let log = Log::new(LogFormat::Text);
+    log.start_writer(CheckedLog::default()).expect("a thread");
     let path = env::var_os("COMPONENT").expect("COMPONENT names the service's .cwasm");
     let component = Component::open(path.as_ref()).expect("a component");
-    let server = Server::bind(&component, config.clone(), &log).expect("a server");
-    let address = server.address().expect("an address");
     let fds = FdLimits::divide(&config, 2).expect("file descriptors");
-    let first = WorkerThread::start("worker", false).expect("a thread");
-    let workers = start_workers(first, 2, &config).expect("threads");
+    let runtime = build_runtime(false).expect("a runtime");
+    let (mut server, work) =
+        Server::bind(&component, config, fds, &log, runtime).expect("a server");
+    let address = server.address().expect("an address");
+    thread::spawn(work);
+    server.start_workers(2).expect("threads");
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = build_runtime(false).expect("a runtime");
         let (_never, stop) = mpsc::channel(1);
-        runtime
-            .block_on(server.run(workers, fds, stop))
-            .expect("the server runs");
+        runtime.block_on(server.run(stop)).expect("the server runs");
     });
     address
 });

@@ -1,8 +1,9 @@
 //! The process of a server: its signals, its log, its start and its exit.
 //!
-//! The main thread loads the component, and then is the first worker: a start waits for no other thread before it listens. The
-//! thread `control` has all that must not wait for a guest: signals, accepting, the drain. It starts first, so that a signal ends
-//! the process also while it loads; process 1 of a container receives only signals that it handles.
+//! The main thread installs the signal handlers, loads the component, and then is the first worker: nothing has to wake up
+//! before the first client is served. The thread `control` has all that must not wait for a guest: signals, accepting, the
+//! drain. It starts before the load, so that a signal ends the process also while it loads. The handlers come even before,
+//! because process 1 of a container receives only signals that it handles.
 
 use crate::cli::arguments;
 use crate::component::file::Component;
@@ -17,8 +18,8 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{io, process, thread};
-use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{self, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 /// Maximum time for the last lines of the log to be read.
@@ -36,46 +37,55 @@ pub fn run(path: PathBuf, config: Config) -> Result<(), String> {
     let fds = FdLimits::divide(&config, cores)?;
     let log = Log::new(config.log_format);
     let runtime = build_runtime(config.allows_outbound()).map_err(startup_error)?;
+    let signals = Signals::install(&runtime).map_err(startup_error)?;
     let (sender, loaded) = oneshot::channel();
     let control = thread::Builder::new().name("control".into()).spawn({
         let log = log.clone();
-        move || control(cores, loaded, &log)
+        move || control(cores, signals, loaded, &log)
     });
     let control = control.map_err(startup_error)?;
     let (server, work) = Server::bind(&Component::open(&path)?, config, fds, &log, runtime)?;
     log_start(&server, &log)?;
-    server.dispatch_backlog();
+    server.dispatch_first();
     // Fails if the thread has ended, which has the reason.
     let _ = sender.send(server);
     work();
-    let served = control.join().unwrap_or_else(|panic| resume_unwind(panic));
-    log.flush(LOG_FLUSH_TIMEOUT);
-    served
+    control.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Receives the signals from now on, and the server when it is loaded.
-fn control(cores: usize, loaded: oneshot::Receiver<Server>, log: &Log) -> Result<(), String> {
+/// Waits for the loaded server, or for a signal; then serves.
+fn control(
+    cores: usize,
+    signals: Signals,
+    loaded: oneshot::Receiver<Server>,
+    log: &Log,
+) -> Result<(), String> {
     let mut runtime = runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().map_err(startup_error)?;
     runtime.block_on(async {
-        let mut stop = shutdown_signals().map_err(startup_error)?;
-        let loaded = tokio::select! {
+        let mut stop = signals.receive();
+        tokio::select! {
             biased;
-            reason = stop.recv() => Err(reason.unwrap_or_default()),
-            loaded = loaded => Ok(loaded),
-        };
-        log.start_writer(io::stdout()).map_err(startup_error)?;
-        match loaded {
-            Ok(Ok(mut server)) => {
-                server.start_threads(cores).map_err(startup_error)?;
-                server.run(stop).await
-            }
-            // The main thread has failed, and ends the process.
-            Ok(Err(_)) => Ok(()),
-            // It may load for long.
-            Err(reason) => {
-                log.event(Level::Info, format_args!("{reason}: exited before serving"));
+            loaded = loaded => {
+                let Ok(mut server) = loaded else {
+                    return Ok(()); // The main thread has failed, and ends the process.
+                };
+                log.start_writer(io::stdout()).map_err(startup_error)?;
+                let served = match server.start_workers(cores) {
+                    Ok(()) => server.run(stop).await,
+                    Err(error) => Err(startup_error(error)),
+                };
                 log.flush(LOG_FLUSH_TIMEOUT);
+                served
+            }
+            reason = stop.recv() => {
+                let reason = reason.unwrap_or_default();
+                log.event(Level::Info, format_args!("{reason}: exited before serving"));
+                // Without a thread for it, the line is lost.
+                if log.start_writer(io::stdout()).is_ok() {
+                    log.flush(LOG_FLUSH_TIMEOUT);
+                }
+                // The main thread may load for long.
                 process::exit(0)
             }
         }
@@ -115,20 +125,29 @@ fn display_host(address: SocketAddr) -> String {
     }
 }
 
-/// Receives the names of the signals that end the process, from now on.
-fn shutdown_signals() -> io::Result<mpsc::Receiver<String>> {
-    let (sender, receiver) = mpsc::channel(2);
-    for (kind, name) in [
-        (SignalKind::terminate(), "SIGTERM"),
-        (SignalKind::interrupt(), "SIGINT"),
-    ] {
-        let mut signal = signal(kind)?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while signal.recv().await.is_some() {
-                let _ = sender.send(name.to_owned()).await;
-            }
-        });
+/// The signals that end the process, with handlers installed.
+struct Signals([(Signal, &'static str); 2]);
+
+impl Signals {
+    fn install(runtime: &Runtime) -> io::Result<Self> {
+        let _context = runtime.enter();
+        Ok(Self([
+            (signal(SignalKind::terminate())?, "SIGTERM"),
+            (signal(SignalKind::interrupt())?, "SIGINT"),
+        ]))
     }
-    Ok(receiver)
+
+    /// Receives their names, within the runtime of the calling thread.
+    fn receive(self) -> mpsc::Receiver<String> {
+        let (sender, receiver) = mpsc::channel(2);
+        for (mut signal, name) in self.0 {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                while signal.recv().await.is_some() {
+                    let _ = sender.send(name.to_owned()).await;
+                }
+            });
+        }
+        receiver
+    }
 }

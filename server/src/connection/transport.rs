@@ -27,6 +27,14 @@ pub const OVERLOADED_RESPONSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 /// Maximum bytes of one read. hyper's buffer has [`FREE_BYTES`], and doubles when a read fills it.
 const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
 
+/// Maximum bytes of one write: half of what the kernel holds for a client (`listener/socket.rs`). A receiver acknowledges every
+/// second segment at once, but may delay the acknowledgement of a single one (RFC 9293, section 3.8.6.3), Linux by 40 ms. Over
+/// loopback a segment can have 64 KiB. A larger write would be the only segment that the kernel holds, and wait each time.
+const WRITE_BYTES: usize = 32 << 10;
+
+/// Maximum number of pieces of a write, if all together exceed [`WRITE_BYTES`].
+const WRITE_PIECES: usize = 16;
+
 /// A connection's socket.
 #[derive(Clone)]
 pub struct Transport {
@@ -71,6 +79,12 @@ impl Transport {
         }
     }
 
+    fn write_pieces(&self, cx: &mut Context, pieces: &[IoSlice]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(self.stream().get_mut()).poll_write_vectored(cx, pieces);
+        self.connection.on_write(&written, pieces);
+        written
+    }
+
     fn stream(&self) -> MutexGuard<'_, Take<TcpStream>> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,6 +120,7 @@ impl AsyncRead for Transport {
 
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let bytes = bytes.get(..WRITE_BYTES).unwrap_or(bytes);
         let written = Pin::new(self.stream().get_mut()).poll_write(cx, bytes);
         self.connection.on_write(&written, &[IoSlice::new(bytes)]);
         written
@@ -116,9 +131,13 @@ impl AsyncWrite for Transport {
         cx: &mut Context,
         pieces: &[IoSlice],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(self.stream().get_mut()).poll_write_vectored(cx, pieces);
-        self.connection.on_write(&written, pieces);
-        written
+        if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= WRITE_BYTES {
+            return self.write_pieces(cx, pieces);
+        }
+        self.write_pieces(
+            cx,
+            first_bytes(pieces, &mut [IoSlice::new(&[]); WRITE_PIECES]),
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -134,5 +153,45 @@ impl AsyncWrite for Transport {
     /// Does nothing: [`Self::close`] or [`Self::abort`] follows, and needs the socket as it is.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Returns the first [`WRITE_BYTES`] of `pieces`, or less if they have more pieces than `first`.
+fn first_bytes<'a, 'b>(pieces: &'b [IoSlice<'a>], first: &'b mut [IoSlice<'a>]) -> &'b [IoSlice<'a>]
+where
+    'b: 'a,
+{
+    let mut left = WRITE_BYTES;
+    let mut used = 0;
+    for (slot, piece) in first.iter_mut().zip(pieces) {
+        let bytes: &[u8] = piece;
+        *slot = IoSlice::new(bytes.get(..left).unwrap_or(bytes));
+        left -= slot.len();
+        used += 1;
+        if left == 0 {
+            break;
+        }
+    }
+    first.get(..used).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_have_at_most_half_of_what_the_kernel_holds() {
+        let (head, body) = (vec![b'h'; 100], vec![b'b'; 2 * WRITE_BYTES]);
+        for (pieces, expected) in [
+            (&[&head[..], &body][..], vec![100, WRITE_BYTES - 100]),
+            (&[&body[..], &head], vec![WRITE_BYTES]),
+            (&[&[][..], &body], vec![0, WRITE_BYTES]),
+            (&[&head[..]; 400], vec![100; WRITE_PIECES]),
+        ] {
+            let pieces: Vec<_> = pieces.iter().map(|it| IoSlice::new(it)).collect();
+            let mut first = [IoSlice::new(&[]); WRITE_PIECES];
+            let lengths = first_bytes(&pieces, &mut first).iter().map(|it| it.len());
+            assert_eq!(lengths.collect::<Vec<_>>(), expected);
+        }
     }
 }

@@ -46,17 +46,21 @@ impl Dispatcher {
         }
     }
 
-    /// Accepts and dispatches the clients that wait in the backlog, as many as may be open. The listener does not block.
-    pub fn dispatch_backlog(&self, listener: &TcpListener) {
-        while let Some(permit) = self.try_acquire()
-            && let Ok((stream, peer)) = listener.accept()
-        {
-            self.dispatch(Connection {
-                stream,
-                peer,
-                permit,
-            });
-        }
+    /// Accepts and dispatches the next client of a listener that does not block. Returns false if none waits, or if the
+    /// maximum is open.
+    pub fn dispatch_next(&self, listener: &TcpListener) -> bool {
+        let Some(permit) = self.try_acquire() else {
+            return false;
+        };
+        let Ok((stream, peer)) = listener.accept() else {
+            return false;
+        };
+        self.dispatch(Connection {
+            stream,
+            peer,
+            permit,
+        });
+        true
     }
 
     /// Returns the number of open connections.

@@ -99,7 +99,8 @@ impl Drain {
     /// Phase 2.
     fn close_listener(&self, acceptor: Acceptor) -> io::Result<()> {
         self.shutdown.is_draining.store(true, Ordering::Relaxed);
-        self.dispatcher.dispatch_backlog(&acceptor.into_listener()?);
+        let listener = acceptor.into_listener()?;
+        while self.dispatcher.dispatch_next(&listener) {}
         Ok(())
     }
 

@@ -67,7 +67,7 @@ impl Server {
         fds: FdLimits,
         log: &Log,
         runtime: Runtime,
-    ) -> Result<(Self, impl FnOnce() + use<>), String> {
+    ) -> Result<(Self, impl FnOnce() + Send + use<>), String> {
         // First, so that early clients wait in the backlog and are not refused.
         let listener = socket::bind_traffic(&config)?;
         let management = socket::bind_management(&config)?;
@@ -107,9 +107,9 @@ impl Server {
         Ok((server, work))
     }
 
-    /// Gives the clients that wait to the first worker.
-    pub fn dispatch_backlog(&self) {
-        self.dispatcher.dispatch_backlog(&self.listener);
+    /// Gives the first client to the first worker, if one waits. The others wait for further workers.
+    pub fn dispatch_first(&self) {
+        self.dispatcher.dispatch_next(&self.listener);
     }
 
     pub fn description(&self) -> &Description {
@@ -133,12 +133,11 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Starts a worker for each further core, and what interrupts guests.
+    /// Starts a worker for each further core.
     ///
     /// # Errors
     /// If a thread or a file descriptor cannot be created.
-    pub fn start_threads(&mut self, cores: usize) -> io::Result<()> {
-        self.handler.start_ticker()?;
+    pub fn start_workers(&mut self, cores: usize) -> io::Result<()> {
         let start = |_| {
             let (service, close_idle) = (self.service.clone(), self.close_idle.subscribe());
             let handler = ConnectionHandler::new(service, &self.config, close_idle);

@@ -3,9 +3,9 @@
 //! The count of running guests serves both: the thread increments the epoch while there are any, and is parked otherwise.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use wasmtime::Engine;
 
@@ -15,10 +15,9 @@ use wasmtime::Engine;
 pub const EPOCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Increments the epoch of an engine while guests run.
-#[derive(Default)]
 pub struct EpochTicker {
     shared: Arc<TickerState>,
-    thread: OnceLock<Thread>,
+    thread: JoinHandle<()>,
 }
 
 #[derive(Default)]
@@ -28,12 +27,13 @@ struct TickerState {
 }
 
 impl EpochTicker {
-    /// Starts the thread, which may be after the first guests.
+    /// Starts the thread.
     ///
     /// # Errors
     /// If the thread cannot be created.
-    pub fn start(&self, engine: Engine) -> io::Result<()> {
-        let state = self.shared.clone();
+    pub fn start(engine: Engine) -> io::Result<Self> {
+        let shared = Arc::<TickerState>::default();
+        let state = shared.clone();
         let thread = thread::Builder::new().name("epoch".into()).spawn(move || {
             while !state.stop.load(Ordering::Relaxed) {
                 if state.running.load(Ordering::Relaxed) == 0 {
@@ -44,11 +44,7 @@ impl EpochTicker {
                 }
             }
         })?;
-        self.thread.get_or_init(|| thread.thread().clone());
-        // A guest that did not find the thread is found by it: see `unpark`.
-        fence(Ordering::SeqCst);
-        self.unpark();
-        Ok(())
+        Ok(Self { shared, thread })
     }
 
     /// Returns the number of running guests.
@@ -63,27 +59,16 @@ impl EpochTicker {
         let others = running.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         // The thread is parked only if no other guest runs. Unparking it is a system call.
         if others.ok()? == 0 {
-            self.unpark();
+            self.thread.thread().unpark();
         }
         Some(RunningGuard(running))
-    }
-
-    fn unpark(&self) {
-        let thread = self.thread.get().or_else(|| {
-            // Either the thread that starts sees the guest that has been counted, or this sees the thread.
-            fence(Ordering::SeqCst);
-            self.thread.get()
-        });
-        if let Some(thread) = thread {
-            thread.unpark();
-        }
     }
 }
 
 impl Drop for EpochTicker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.unpark();
+        self.thread.thread().unpark();
     }
 }
 

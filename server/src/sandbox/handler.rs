@@ -31,7 +31,6 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::body::Body;
 use std::future::poll_fn;
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -63,7 +62,7 @@ impl ComponentHandler {
     ///
     /// # Errors
     /// One line, if the machine code does not match this machine or program, if the component has an unsupported
-    /// import, or if memory cannot be allocated.
+    /// import, or if memory or a thread cannot be allocated.
     pub fn load(component: &Component, limits: Limits, shared: Shared) -> Result<Self, String> {
         component.check_memory(limits.memory)?;
         let engine = pool::engine(&component.description, limits)?;
@@ -73,9 +72,10 @@ impl ComponentHandler {
             code.initialize_copy_on_write_image()?;
             let wasi = component.description.wasi;
             let linked = linker(&engine, &code, wasi)?.instantiate_pre(&code)?;
-            ProxyPre::new(linked, wasi)
+            let proxy_pre = ProxyPre::new(linked, wasi)?;
+            Ok((proxy_pre, EpochTicker::start(engine.clone())?))
         };
-        let proxy_pre = link()
+        let (proxy_pre, ticker) = link()
             .map_err(|error: wasmtime::Error| format!("{}: {error:#}", component.path.display()))?;
         let idle = Arc::new(IdleInstances::default());
         let evictable = Arc::downgrade(&idle);
@@ -85,18 +85,10 @@ impl ComponentHandler {
             engine,
             proxy_pre,
             limits,
-            ticker: EpochTicker::default(),
+            ticker,
             idle,
             shared: Arc::new(shared),
         })
-    }
-
-    /// Starts to interrupt guests.
-    ///
-    /// # Errors
-    /// If the thread cannot be created.
-    pub fn start_ticker(&self) -> io::Result<()> {
-        self.ticker.start(self.engine.clone())
     }
 
     pub fn shared(&self) -> &Shared {

@@ -113,7 +113,7 @@ ENTRYPOINT ["/wasi-essentials"]
 
 # The runtime, without the compiler: the same file for every component.
 FROM server-toolchain AS runtime-dependencies
-COPY bench/release.profdata bench/
+COPY bench/release.profdata bench/start.functions bench/
 RUN server/release --bin wasi-essentials
 
 FROM runtime-dependencies AS runtime-build

@@ -67,7 +67,7 @@ limits_hold_in_the_container() {
 # The tests of the server, with the image's runtime rather than a program built for tests.
 shipped_runtime_holds() {
   extract wasi-essentials:ci "$STATE/ci" || return
-  SERVER=$STATE/ci/wasi-essentials SOAK_SECONDS=30 cargo test --package server \
+  SERVER=$STATE/ci/wasi-essentials SOAK_SECONDS=15 cargo test --package server \
     --test guests --test load --test log --test malformed --test management --test metrics --test requests --test service \
     --test shutdown \
     -- --nocapture

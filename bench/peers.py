@@ -30,10 +30,9 @@ def wasmtime(name, wasm, is_resident=False, options=()):
 
 
 def code_name(wasm):
-    """The name of a component's machine code: for the service, that of its entry point."""
-    if wasm.stem != "wasi_essentials":
-        return wasm.stem
-    return "spin" if "spin" in wasm.parts else "wasi"
+    """The name of a component's machine code: its entry point, before its own name if it is not the service."""
+    entry = "spin" if "spin" in wasm.parts else "wasi"
+    return entry if wasm.stem == "wasi_essentials" else f"{entry}-{wasm.stem}"
 
 
 @functools.cache

@@ -76,7 +76,9 @@ def json_echo(missing):
 
 def large(missing):
     request = Request("/large", is_expected=lambda body: len(body) == 1 << 20)
-    return twins("`GET /large`, 1 MiB", request, example("service"), missing)
+    workload = twins("`GET /large`, 1 MiB", request, example("service"), missing)
+    workload.servers.insert(3, runtime("wasi-essentials, WASI 0.3", example("service", "spin")))
+    return workload
 
 
 def twins(title, request, wasm, missing):
@@ -108,7 +110,10 @@ def javascript(missing):
         runtime("wasi-essentials, JavaScript, sandbox reused", reusable, **RUNTIME_REUSED),
     ]
     # An instance of wasmtime serve is not reused here: the component that may be is another one.
-    peers = [(wasmtime, "wasmtime serve, resident", app, True)]
+    peers = [
+        (wasmtime, "wasmtime serve, resident", app, True),
+        (wasmtime, "wasmtime serve, 16 MiB resident", app, True, ("-O", "pooling-memory-keep-resident=16777216")),
+    ]
     return Workload(title, request, node_rows + rows + found(peers, missing))
 
 
@@ -170,18 +175,16 @@ def symbols(program):
 
 
 @functools.cache
-def component(entry):
+def component(entry, option="--lib", file="wasi_essentials.wasm"):
     """Builds the component for an entry point, as the image has it; returns its path."""
     target = "target" if entry == "wasi" else "target/spin"  # As spin.toml has it.
     features = [] if entry == "wasi" else ["--target-dir", target, "--no-default-features", "--features", entry]
-    build([*WASM, "--lib", *features])
-    return ROOT / target / "wasm32-wasip2" / "image" / "wasi_essentials.wasm"
+    build([*WASM, *option.split(), *features])
+    return ROOT / target / "wasm32-wasip2" / "image" / file
 
 
-@functools.cache
-def example(name):
-    build([*WASM, "--example", name])
-    return ROOT / "target" / "wasm32-wasip2" / "image" / "examples" / f"{name}.wasm"
+def example(name, entry="wasi"):
+    return component(entry, f"--example {name}", f"examples/{name}.wasm")
 
 
 def javascript_component(name, script):

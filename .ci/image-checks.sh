@@ -119,6 +119,17 @@ builds_the_same_binary() {
   cmp "$STATE/ci/wasi-essentials" "$built"
 }
 
+# The layout goes by names, which have the versions of crates in them.
+start_is_laid_out() {
+  local listed known
+  sort -u bench/start.functions > "$STATE/listed"
+  nm target/*-unknown-linux-musl/image/deps/wasi_essentials-*.symbols | awk '{ print $NF }' | sort -u > "$STATE/functions"
+  listed=$(wc -l < "$STATE/listed")
+  known=$(comm -12 "$STATE/listed" "$STATE/functions" | wc -l)
+  echo "the runtime has $known of the $listed functions in bench/start.functions"
+  [ "$listed" -gt 1000 ] && [ $((known * 10)) -ge $((listed * 9)) ] || fail "run bench/profile"
+}
+
 # Of another clone, with the component compiled once more, and all layers made again. The runtime is compiled once more by
 # `builds_the_same_binary`.
 builds_the_same_layers() {

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 #[test]
@@ -153,18 +153,20 @@ fn signal_during_startup_exits_immediately() {
 /// On one core, whose thread loads the component. The first client's guest computes until it is stopped.
 #[test]
 fn clients_that_wait_for_the_load_are_served() {
-    let (listener, address) = listen();
-    drop(listener);
+    // An address of this test alone, because the port has to be known before the server says it.
+    let address = "127.0.0.97:5000".parse().expect("an address");
     let mut process = command("taskset");
     process
         .args(["--cpu-list", "0", PROGRAM])
         .arg(RAW.wasm())
-        .args(["--listen", &address.to_string()])
+        .args(["--listen", "127.0.0.97:5000"])
         .env("GUEST_TIMEOUT", "1s")
         .stdout(Stdio::piped());
-    let mut process = process.spawn().expect("the server starts");
+    let mut process = Killed(process.spawn().expect("the server starts"));
     let mut computing = None;
     wait_until("the server listens", || {
+        let ended = process.0.try_wait().expect("a child");
+        assert_eq!(ended, None, "the server ends");
         computing = Connection::try_open(address).ok();
         computing.is_some()
     });
@@ -175,9 +177,19 @@ fn clients_that_wait_for_the_load_are_served() {
     assert_eq!(other.response("GET").expect("a response").body, b"fine");
     let stopped = computing.response("GET").expect("a response");
     assert_eq!(stopped.status, 504);
-    let pid = rustix::process::Pid::from_child(&process);
+    let pid = rustix::process::Pid::from_child(&process.0);
     rustix::process::kill_process(pid, Signal::TERM).expect("a running server");
-    assert_eq!(process.wait().expect("it ends").code(), Some(0));
+    assert_eq!(process.0.wait().expect("it ends").code(), Some(0));
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// As many clients may wait to be accepted as may be open, up to the limit of the system.

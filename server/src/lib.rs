@@ -11,7 +11,7 @@
 //! component, and `listener` serves until a signal, then drains.
 //!
 //! Dependencies go one way: `cli`, `listener`, `request`, `sandbox`, then `component` and `connection`, then `config`, `outbound`
-//! and `telemetry`, then `escape`. Neither files nor directories have cyclic dependencies (`.ci/server-layout`).
+//! and `telemetry`, then `escape` and `startup_error`. Neither files nor directories have cyclic dependencies (`.ci/server-layout`).
 
 // No panic may be reachable from the network, because a panic ends the process.
 #![deny(
@@ -175,6 +175,10 @@ pub mod telemetry {
 
 /// Text of others, in lines of the log and of errors.
 mod escape;
+
+/// The line of an error for what the system denies at the start.
+#[cfg(feature = "serve")]
+mod startup_error;
 
 #[cfg(all(
     test,

@@ -30,7 +30,7 @@ const READ_BYTES: u64 = FREE_BYTES as u64 - 1;
 /// Maximum bytes of one write: half of what the kernel holds for a client (`listener/socket.rs`). A receiver acknowledges every
 /// second segment at once, but may delay the acknowledgement of a single one (RFC 9293, section 3.8.6.3), Linux by 40 ms. Over
 /// loopback a segment can have 64 KiB. A larger write would be the only segment that the kernel holds, and wait each time.
-const WRITE_BYTES: usize = 32 << 10;
+pub const WRITE_BYTES: usize = 32 << 10;
 
 /// Maximum number of pieces of a write, if all together exceed [`WRITE_BYTES`].
 const WRITE_PIECES: usize = 16;

@@ -31,15 +31,6 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-/// Returns the line for an error of the system at the start, with the remedy if threads are denied (pthread_create(3)).
-pub fn startup_error(error: io::Error) -> String {
-    let remedy = match error.kind() {
-        io::ErrorKind::WouldBlock => "; raise the limit of threads (`--pids-limit`, `ulimit -u`)",
-        _ => "",
-    };
-    format!("cannot start: {error}{remedy}")
-}
-
 /// A server with its first worker.
 pub struct Server {
     listener: TcpListener,

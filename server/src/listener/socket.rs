@@ -1,14 +1,16 @@
 //! Listening sockets, which do not block.
 
 use crate::config::settings::Config;
+use crate::connection::transport::WRITE_BYTES;
 use rustix::net::listen;
 use socket2::SockRef;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// Bytes that the kernel holds for a client until they are acknowledged.
-const SEND_BUFFER_BYTES: usize = 32 << 10;
+/// Half of the bytes that the kernel holds for a client until they are acknowledged: it doubles the value for its own bookkeeping
+/// (socket(7)).
+const SEND_BUFFER_BYTES: usize = WRITE_BYTES;
 
 /// Bytes of these that the kernel accepts beyond the client's receive window.
 const UNSENT_BYTES: u32 = 8 << 10;
@@ -67,7 +69,6 @@ fn describe_bind_error(error: &io::Error, setting: &str) -> String {
 /// Limits what the kernel holds for each client. Accepted sockets inherit these options.
 fn limit_send_buffers(listener: &TcpListener, write_timeout: Duration) -> io::Result<()> {
     let socket = SockRef::from(listener);
-    // The kernel doubles the value for its own bookkeeping (socket(7)).
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     // Ends connections that the server has closed and whose clients acknowledge nothing.

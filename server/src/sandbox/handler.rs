@@ -26,6 +26,7 @@ use crate::sandbox::request_state::RequestState;
 use crate::sandbox::response::{ResponseBody, StartedResponse};
 use crate::sandbox::shared::Shared;
 use crate::sandbox::streaming;
+use crate::startup_error::startup_error;
 use crate::telemetry::trace::Trace;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -72,11 +73,11 @@ impl ComponentHandler {
             code.initialize_copy_on_write_image()?;
             let wasi = component.description.wasi;
             let linked = linker(&engine, &code, wasi)?.instantiate_pre(&code)?;
-            let proxy_pre = ProxyPre::new(linked, wasi)?;
-            Ok((proxy_pre, EpochTicker::start(engine.clone())?))
+            ProxyPre::new(linked, wasi)
         };
-        let (proxy_pre, ticker) = link()
+        let proxy_pre = link()
             .map_err(|error: wasmtime::Error| format!("{}: {error:#}", component.path.display()))?;
+        let ticker = EpochTicker::start(engine.clone()).map_err(startup_error)?;
         let idle = Arc::new(IdleInstances::default());
         let evictable = Arc::downgrade(&idle);
         let evict = move || evictable.upgrade().is_some_and(|idle| idle.evict());

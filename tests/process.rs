@@ -153,13 +153,15 @@ fn signal_during_startup_exits_immediately() {
 /// On one core, whose thread loads the component. The first client's guest computes until it is stopped.
 #[test]
 fn clients_that_wait_for_the_load_are_served() {
-    // An address of this test alone, because the port has to be known before the server says it.
-    let address = "127.0.0.97:5000".parse().expect("an address");
+    // An address of this test alone, because the port has to be known before the server says it. Neither a server on the default
+    // port nor the system's free ports (ip(7), ip_local_port_range) can have it.
+    let listen = "127.0.0.97:15097";
+    let address = listen.parse().expect("an address");
     let mut process = command("taskset");
     process
         .args(["--cpu-list", "0", PROGRAM])
         .arg(RAW.wasm())
-        .args(["--listen", "127.0.0.97:5000"])
+        .args(["--listen", listen])
         .env("GUEST_TIMEOUT", "1s")
         .stdout(Stdio::piped());
     let mut process = Killed(process.spawn().expect("the server starts"));

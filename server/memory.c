@@ -11,6 +11,9 @@
 
 // Size from which `rep movsq` is as fast as the loop.
 #define LONG 1024
+// It takes twice as long as the loop if the destination is less than this many bytes behind the source in a page of 4 KiB:
+// 380 ns for 180 to copy the 9.7 KB of constants of each new sandbox (Zen 4).
+#define ALIAS 32
 
 typedef uint16_t __attribute__((may_alias, aligned(1))) u16;
 typedef uint32_t __attribute__((may_alias, aligned(1))) u32;
@@ -61,7 +64,7 @@ void *memcpy(void *restrict destination, const void *restrict source, size_t n)
     const char *from = source;
     if (n <= 64) {
         copy_short(to, from, n);
-    } else if (n < LONG) {
+    } else if (n < LONG || ((uintptr_t)to - (uintptr_t)from) % 4096 - 1 < ALIAS - 1) {
         size_t at = 0;
         for (; at + 64 < n; at += 64)
             copy_block(to, from, at);

@@ -19,18 +19,19 @@ fn test_pattern(bytes: usize) -> Vec<u8> {
 
 #[test]
 fn memcpy_copies_these_bytes_and_no_others() {
+    // Two pages apart: memcpy looks at the distance of source and destination in a page.
+    const DESTINATION: usize = 2 << 12;
+    let pattern = test_pattern(2 * DESTINATION);
     for n in SIZES.into_iter().flatten() {
-        for (to, from) in (0..17).flat_map(|to| [0, 1, 8, 15].map(|from| (to, from))) {
-            let source = test_pattern(n + 16);
-            let mut copied = vec![0xff; n + 48];
+        for (to, from) in (0..=40).flat_map(|to| [0, 1, 8, 15].map(|from| (to, from))) {
+            let mut copied = pattern.clone();
             let mut expected = copied.clone();
-            expected[to..to + n].copy_from_slice(&source[from..from + n]);
-            // SAFETY: both ranges are within their vectors.
-            let returned = unsafe {
-                let to = copied.as_mut_ptr().add(to).cast();
-                tested_memcpy(to, source.as_ptr().add(from).cast(), n)
-            };
-            assert_eq!(returned, copied.as_mut_ptr().wrapping_add(to).cast());
+            expected.copy_within(from..from + n, DESTINATION + to);
+            let start = copied.as_mut_ptr();
+            // SAFETY: both ranges are within the vector, and do not overlap.
+            let destination = unsafe { start.add(DESTINATION + to) };
+            let returned = unsafe { tested_memcpy(destination.cast(), start.add(from).cast(), n) };
+            assert_eq!(returned, destination.cast());
             assert!(copied == expected, "{n} bytes from {from} to {to}");
         }
     }

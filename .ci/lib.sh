@@ -37,8 +37,12 @@ version() {
 
 # Installs packages from PyPI; their commands are in $STATE/venv/bin.
 install_python_packages() {
-  [ -x "$STATE/venv/bin/python" ] || python3 -m venv "$STATE/venv" || return
-  "$STATE/venv/bin/pip" install --quiet "$@"
+  (
+    # Checks run beside each other, and pip does not wait for another one.
+    flock 9
+    [ -x "$STATE/venv/bin/python" ] || python3 -m venv "$STATE/venv" || exit
+    "$STATE/venv/bin/pip" install --quiet "$@"
+  ) 9> "$STATE/venv.lock"
 }
 
 # Renders deploy/ with its component `monitoring`; with an argument, under that name instead of the project's.

@@ -9,7 +9,7 @@ HARDENED=(--user 12345:54321 --read-only --cap-drop ALL --security-opt no-new-pr
 # in use, and the server exits without waiting for one.
 survives_a_silent_name_server() {
   local port statuses started=$SECONDS
-  python3 -c 'import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.9", 53)); time.sleep(60)' &
+  python3 -c 'import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.9", 53)); time.sleep(600)' &
   echo $! > "$STATE/names.pid"
   port=$(free_port)
   container=$(docker run -d --label ci --network host --dns 127.0.0.9 -e LISTEN="127.0.0.1:$port" -e GUEST_ENV=UPSTREAM \

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Connection, Guest, Server, TIMEOUT, get, listen, read_until};
+use harness::{Connection, Guest, Server, TIMEOUT, get, listen, read_until, refusing_address};
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -214,9 +214,8 @@ fn proxy_forwards_request_and_response() {
 
 #[test]
 fn proxy_returns_502_if_upstream_fails() {
-    // The port is closed.
-    let (listener, upstream) = upstream();
-    drop(listener);
+    let (_socket, closed) = refusing_address();
+    let upstream = format!("http://{closed}/");
     let proxy = Example::serve("proxy", &[("UPSTREAM", &upstream)]);
     assert_eq!(proxy.get("/"), (502, "Bad Gateway\n".into()));
 }

@@ -6,7 +6,7 @@ use harness::frames::http2_without_window;
 use harness::http2::Http2;
 use harness::{
     Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, SERVICES, Server, WASI, listen,
-    read_until, serialize_tests, wait_until,
+    read_until, refusing_address, serialize_tests, wait_until,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -108,7 +108,8 @@ fn requests_are_counted_over_both_protocols() {
 
 #[test]
 fn active_requests_are_counted_as_state() {
-    let mut server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
+    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "1h")];
+    let mut server = Server::start(RAW, &env);
     let mut waiting = Connection::open(server.address);
     waiting.send_request("GET", "/wait").expect("sent");
     let mut http2 = Http2::connect(server.address);
@@ -141,7 +142,7 @@ fn active_requests_are_counted_as_state() {
 
 #[test]
 fn guest_failures_are_counted_by_reason() {
-    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "300ms")];
+    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "2s")];
     let server = Server::start(RAW, &env);
     for (path, reason) in [
         ("/trap", "trapped"),
@@ -175,8 +176,8 @@ fn guest_failures_are_counted_by_reason() {
     }
     let refused = "guest_memory_refusals_total{limit=\"guest_memory\"}";
     assert_eq!(samples(server.management())[refused], 0.0);
-    status_of(&server, "/pages");
     wait_until("growth is refused", || {
+        status_of(&server, "/pages");
         samples(server.management())[refused] >= 1.0
     });
 }
@@ -207,6 +208,7 @@ fn rejections_are_counted_by_limit() {
         MANAGEMENT,
         ("MAX_REQUESTS", "2"),
         ("MAX_CONNECTIONS", "4"),
+        ("GUEST_TIMEOUT", "1h"),
     ];
     let mut server = Server::start(RAW, &env);
     let mut waiting = Vec::new();
@@ -231,7 +233,12 @@ fn rejections_are_counted_by_limit() {
     wait_for_sample(&server, &rejected("requests", "max_streams"), 10.0);
 
     // One guest starts with more than 1 MiB, and two do not fit.
-    let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_MEMORY_TOTAL", "2MiB")];
+    let env = [
+        NO_ACCESS_LOG,
+        MANAGEMENT,
+        ("GUEST_MEMORY_TOTAL", "2MiB"),
+        ("GUEST_TIMEOUT", "1h"),
+    ];
     let mut server = Server::start(RAW, &env);
     let _waiting = server.waiting_request("/wait");
     assert_eq!(status_of(&server, "/"), 503);
@@ -248,8 +255,8 @@ fn timeouts_are_counted_by_setting() {
     let env = [
         NO_ACCESS_LOG,
         MANAGEMENT,
-        ("IDLE_TIMEOUT", "100ms"),
-        ("HEADER_TIMEOUT", "100ms"),
+        ("IDLE_TIMEOUT", "2s"),
+        ("HEADER_TIMEOUT", "2s"),
         ("BODY_TIMEOUT", "100ms"),
         ("WRITE_TIMEOUT", "100ms"),
     ];
@@ -287,7 +294,7 @@ fn outbound_requests_are_counted_by_outcome() {
             io::Write::write_all(&mut client, response).expect("sent");
         }
     });
-    let (_, closed) = listen();
+    let (_socket, closed) = refusing_address();
     let allowed = format!("http://{address},http://{closed}");
     let env = [
         NO_ACCESS_LOG,
@@ -323,7 +330,7 @@ fn outbound_requests_are_counted_by_outcome() {
         NO_ACCESS_LOG,
         MANAGEMENT,
         ("ALLOWED_OUTBOUND_HOSTS", allowed.as_str()),
-        ("GUEST_TIMEOUT", "300ms"),
+        ("GUEST_TIMEOUT", "2s"),
     ];
     let server = Server::start(RAW, &env);
     let mut connection = Connection::open(server.address);

@@ -7,7 +7,7 @@ use harness::frames::{
 };
 use harness::{
     CHUNKED_POST, Connection, PROGRAM, RAW, Server, WASI, assert_error, command, command_words,
-    listen, run, wait_until,
+    listen, refusing_address, run, wait_until,
 };
 use rustix::process::Signal;
 use std::fs;
@@ -162,7 +162,7 @@ fn clients_that_wait_for_the_load_are_served() {
         .args(["--cpu-list", "0", PROGRAM])
         .arg(RAW.wasm())
         .args(["--listen", listen])
-        .env("GUEST_TIMEOUT", "1s")
+        .env("GUEST_TIMEOUT", "3s")
         .stdout(Stdio::piped());
     let mut process = Killed(process.spawn().expect("the server starts"));
     let mut computing = None;
@@ -329,7 +329,8 @@ fn healthcheck_exit_status_reports_health() {
     );
     // A server on all addresses is checked on loopback.
     assert!(run(&["healthcheck"], &[("PORT", &port)]).status.success());
-    drop(server);
+    let (_socket, address) = refusing_address();
+    let address = address.to_string();
     let line = format!("{address} is not healthy: Connection refused (os error 111)");
     assert_error(&run(&["healthcheck"], &[("LISTEN", &address)]), 1, &line);
 }

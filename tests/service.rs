@@ -317,8 +317,7 @@ fn incomplete_request_gets_400() {
         ] {
             let head = format!("POST /collect HTTP/1.1\r\nHost: test\r\n{rest}");
             let mut connection = Connection::open(server.address);
-            connection.send(&head).expect("sent");
-            connection.shutdown_write().expect("shut down");
+            connection.send_last(&head).expect("sent");
             let response = connection.response("POST").expect("a response");
             assert_eq!(response.status, 400, "{entry}: {rest}");
         }

@@ -1,6 +1,7 @@
 //! An HTTP/1.1 client that sends bytes as they are.
 
 use super::TIMEOUT;
+use rustix::net::SendFlags;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
@@ -60,6 +61,14 @@ impl Connection {
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.0.get_mut().write_all(bytes.as_ref())
+    }
+
+    /// Sends the last bytes and the end of the stream in one segment, between which the server cannot see a pause.
+    pub fn send_last(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        let bytes = bytes.as_ref();
+        let sent = rustix::net::send(self.0.get_ref(), bytes, SendFlags::MORE)?;
+        assert_eq!(sent, bytes.len(), "the socket's buffer is full");
+        self.shutdown_write()
     }
 
     /// Shuts down the write half.

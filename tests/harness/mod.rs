@@ -17,7 +17,9 @@ pub use server::{
     run_trials,
 };
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use rustix::net::{AddressFamily, SocketType};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,6 +47,15 @@ pub fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     (listener, address)
+}
+
+/// An address of 127.0.0.1 that refuses connections while the socket is kept: no other can have its port.
+pub fn refusing_address() -> (OwnedFd, SocketAddr) {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+    let address = rustix::net::getsockname(&socket).expect("an address");
+    (socket, address.try_into().expect("an internet address"))
 }
 
 /// The address in the URL of a variable, which is of the form `http://host:port`.

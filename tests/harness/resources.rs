@@ -112,7 +112,9 @@ fn resident(pid: u32) -> u64 {
 
 /// The local ports of clients of this address whose connections neither side has closed.
 pub fn established(server: SocketAddr) -> HashSet<u16> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+    // Twice, because a read can miss a socket while another one is closed.
+    let read = |_| std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+    let table = [(), ()].map(read).concat();
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
     let client = |line: &str| {
         // The local address, the remote one and the state (01 for ESTABLISHED) are fields 1 to 3 (proc(5)).

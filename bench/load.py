@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import random
 import re
 import selectors
 import socket
@@ -11,7 +12,7 @@ import time
 
 from process import ROOT, Missing, cpu_seconds, memory, stop
 
-START_RUNS = 5  # Starts that are measured in each round.
+START_RUNS = 20  # Starts of each server that are measured for each round.
 WARM_UP = 1  # Seconds.
 SCALE = (  # Case, connections, prefix of the command, and the figure that shows how it scales.
     ("1 connection", 1, [], "requests_per_second"),
@@ -26,11 +27,6 @@ EVENT_INTERVAL = 0.25  # Seconds, as in examples/stream.rs and its twins.
 
 def measure(server, request, arguments):
     """One round: the figures of a server, by name."""
-    starts = []
-    for _ in range(START_RUNS):
-        process, _, seconds = server.start(request)
-        starts.append(seconds)
-        stop(process)
     process, port, _ = server.start(request)
     try:
         check(port, request)
@@ -39,7 +35,21 @@ def measure(server, request, arguments):
         figures = wrk(process, port, request, arguments.connections, arguments.seconds)
     finally:
         stop(process)
-    return figures | {"idle_bytes": idle, "start_ms": statistics.median(starts) * 1000}
+    return figures | {"idle_bytes": idle}
+
+
+def starts(servers, request, rounds):
+    """The median time of a start of each server in milliseconds, by name.
+
+    They start in turn, in random order, so that other work on the machine slows all alike.
+    """
+    times = {server.name: [] for server in servers}
+    for _ in range(START_RUNS * rounds):
+        for server in random.sample(servers, len(servers)):
+            process, _, seconds = server.start(request)
+            stop(process)
+            times[server.name].append(seconds * 1000)
+    return {name: statistics.median(measured) for name, measured in times.items()}
 
 
 def scale(server, request, arguments):

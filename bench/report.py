@@ -19,11 +19,14 @@ SHORT = (  # The rows of the README.
     "Node.js, cluster",
     "Flask, gunicorn",
 )
-RATIOS = {"requests_per_second": "throughput", "events_per_second": "throughput", "start_ms": "start"}
+RATIOS = {"requests_per_second": "throughput", "events_per_second": "throughput"}
 
 
-def summarize(servers, rounds):
-    """For each server, the medians of its rounds, and of its ratios to the first server in the same round."""
+def summarize(servers, rounds, starts=None):
+    """For each server, the medians of its rounds, and of its ratios to the first server in the same round.
+
+    `starts` has the time of a start of each server in milliseconds.
+    """
     results = []
     limit = rounds[servers[0].name]
     for server in servers:
@@ -32,6 +35,9 @@ def summarize(servers, rounds):
         for figure, ratio in RATIOS.items():
             if figure in mine[0]:
                 row |= spread(f"{ratio}_ratio", [one[figure] / best[figure] for one, best in zip(mine, limit, strict=True)])
+        if starts:
+            time = starts[server.name]
+            row |= {"start_ms": time, "start_ratio": time / starts[servers[0].name]}
         row["binary_bytes"] = os.path.getsize(server.binary) if server.binary else None
         results.append(row)
     return results

@@ -39,7 +39,7 @@ version() {
 install_python_packages() {
   (
     # Checks run beside each other, and pip does not wait for another one.
-    flock 9
+    flock 9 || exit
     [ -x "$STATE/venv/bin/python" ] || python3 -m venv "$STATE/venv" || exit
     "$STATE/venv/bin/pip" install --quiet "$@"
   ) 9> "$STATE/venv.lock"

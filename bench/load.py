@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import random
 import re
 import selectors
 import socket
@@ -12,7 +11,6 @@ import time
 
 from process import ROOT, Missing, cpu_seconds, memory, stop
 
-START_RUNS = 20  # Starts of each server that are measured for each round.
 WARM_UP = 1  # Seconds.
 SCALE = (  # Case, connections, prefix of the command, and the figure that shows how it scales.
     ("1 connection", 1, [], "requests_per_second"),
@@ -38,18 +36,11 @@ def measure(server, request, arguments):
     return figures | {"idle_bytes": idle}
 
 
-def starts(servers, request, rounds):
-    """The median time of a start of each server in milliseconds, by name.
-
-    They start in turn, in random order, so that other work on the machine slows all alike.
-    """
-    times = {server.name: [] for server in servers}
-    for _ in range(START_RUNS * rounds):
-        for server in random.sample(servers, len(servers)):
-            process, _, seconds = server.start(request)
-            stop(process)
-            times[server.name].append(seconds * 1000)
-    return {name: statistics.median(measured) for name, measured in times.items()}
+def start(server, request):
+    """The time of a start in milliseconds."""
+    process, _, seconds = server.start(request)
+    stop(process)
+    return seconds * 1000
 
 
 def scale(server, request, arguments):

@@ -132,9 +132,10 @@ fn load_does_not_affect_health() {
     assert_eq!(get(server.address, "/").0, 503);
     assert!(healthcheck(server.management()));
 
-    // All sandboxes, at the defaults, by guests that compute or wait.
+    // All sandboxes, by guests that compute or wait.
     for path in ["/loop", "/wait"] {
-        let server = Server::start(RAW, &[NO_ACCESS_LOG, MANAGEMENT]);
+        let env = [NO_ACCESS_LOG, MANAGEMENT, ("GUEST_TIMEOUT", "1h")];
+        let server = Server::start(RAW, &env);
         let mut busy = Vec::new();
         wait_until("no sandbox is left", || {
             // The request that checks takes a sandbox, too, so that one of the others may be rejected.

@@ -333,13 +333,16 @@ fn default_timeouts_apply_to_each_wait() {
         ("http", &silent, 4, "ErrorCode::ConnectionReadTimeout"),
         ("http", &half, 4, "connection read timeout"),
     ] {
-        let started = Instant::now();
         let to = upstream.address.to_string();
         let fields = [("x-authority", to.as_str()), ("x-scheme", scheme)];
-        assert_eq!(outbound(&server, "/outbound", &fields), error);
-        let took = started.elapsed();
-        let limits = Duration::from_secs(seconds)..Duration::from_secs(seconds + 4);
-        assert!(limits.contains(&took), "{error}: {took:?}");
+        let limits = Duration::from_secs(seconds)..Duration::from_secs(seconds + 2);
+        let is_in_time = || {
+            let started = Instant::now();
+            assert_eq!(outbound(&server, "/outbound", &fields), error);
+            limits.contains(&started.elapsed())
+        };
+        // One of three rounds counts, because other work on the machine can make one slow.
+        assert!((0..3).any(|_| is_in_time()), "{error}: not in {limits:?}");
     }
 }
 

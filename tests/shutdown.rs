@@ -19,14 +19,15 @@ const IDLE_GRACE_PERIOD: Duration = Duration::from_millis(300);
 /// false if the connection may have been idle when the server closed it.
 fn request_until_closed(address: SocketAddr, served: &mpsc::Sender<()>) -> bool {
     let mut connection = Connection::open(address);
-    // The server cannot have been idle for longer: it responds after the request is sent.
+    // The server has not been idle for longer: it responded after that request was sent.
     let mut last_request = Instant::now();
     for round in 0.. {
         let request = Instant::now();
         let sent = connection.send_request("GET", "/");
+        let pause = last_request.elapsed();
         let response = match sent.and_then(|()| connection.response("GET")) {
             // This client had to wait for the CPU for so long that its connection was idle.
-            Err(error) if last_request.elapsed() >= IDLE_GRACE_PERIOD => {
+            Err(error) if pause >= IDLE_GRACE_PERIOD => {
                 let kinds = [
                     io::ErrorKind::UnexpectedEof,
                     io::ErrorKind::ConnectionReset,

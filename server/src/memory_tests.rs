@@ -19,12 +19,13 @@ fn test_pattern(bytes: usize) -> Vec<u8> {
 
 #[test]
 fn memcpy_copies_these_bytes_and_no_others() {
-    // Two pages apart: memcpy looks at the distance of source and destination in a page.
+    // Two pages apart: memcpy depends on the distance of source and destination in a page.
     const DESTINATION: usize = 2 << 12;
-    let pattern = test_pattern(2 * DESTINATION);
+    let mut memory = test_pattern(DESTINATION);
+    memory.resize(2 * DESTINATION, 0xff);
     for n in SIZES.into_iter().flatten() {
         for (to, from) in (0..=40).flat_map(|to| [0, 1, 8, 15].map(|from| (to, from))) {
-            let mut copied = pattern.clone();
+            let mut copied = memory.clone();
             let mut expected = copied.clone();
             expected.copy_within(from..from + n, DESTINATION + to);
             let start = copied.as_mut_ptr();

@@ -63,7 +63,7 @@ impl Connection {
         self.0.get_mut().write_all(bytes.as_ref())
     }
 
-    /// Sends the last bytes and the end of the stream in one segment, between which the server cannot see a pause.
+    /// Sends the last bytes and the end of the stream in one segment, so that the server sees no pause between them.
     pub fn send_last(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         let bytes = bytes.as_ref();
         let sent = rustix::net::send(self.0.get_ref(), bytes, SendFlags::MORE)?;

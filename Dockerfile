@@ -1,9 +1,10 @@
-# Four images from one file:
+# Four images and a file from one:
 #
 #   docker build -t wasi-essentials .                            the production image: runtime and component
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image, with its toolchain
 #   docker build --target runtime .                              the runtime alone
 #   docker build --target compile .                              the program that compiles components
+#   docker build --target symbols --output DIRECTORY .           the runtime's symbols, for profilers and debuggers
 #
 # With `--build-context component=DIRECTORY` the component is DIRECTORY/component.wasm instead of the one here.
 # `./bake` builds all with their tags, for all architectures. Compilers always run on the building machine's architecture.
@@ -113,7 +114,7 @@ ENTRYPOINT ["/wasi-essentials"]
 
 # The runtime, without the compiler: the same file for every component.
 FROM server-toolchain AS runtime-dependencies
-COPY bench/release.profdata bench/start.functions bench/
+COPY bench/profiles bench/profiles/
 RUN server/release --bin wasi-essentials
 
 FROM runtime-dependencies AS runtime-build
@@ -131,6 +132,11 @@ RUN find server -name '*.rs' -exec touch {} + \
     && server/release --bin wasi-essentials \
     && install target/*-musl/image/wasi-essentials /usr/local/bin/ \
     && touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials
+
+
+# The same program with its symbols.
+FROM scratch AS symbols
+COPY --from=runtime-build /build/target/*-musl/image/deps/wasi_essentials-*.symbols /wasi-essentials.symbols
 
 
 FROM runtime-build AS builder

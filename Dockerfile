@@ -129,6 +129,7 @@ RUN test "$TARGETARCH" = "$BUILDARCH" \
         && server/release --bin wasi-essentials; }
 COPY server server
 RUN find server -name '*.rs' -exec touch {} + \
+    && rm target/*-musl/image/deps/*.symbols \
     && server/release --bin wasi-essentials \
     && install target/*-musl/image/wasi-essentials /usr/local/bin/ \
     && touch --date 1980-01-01T00:00Z /usr/local/bin/wasi-essentials

@@ -1,4 +1,4 @@
-# Four images and a file from one:
+# Builds four images, and a file of symbols:
 #
 #   docker build -t wasi-essentials .                            the production image: runtime and component
 #   docker build -t wasi-essentials:single --target builder .    the single-stage image, with its toolchain
@@ -7,7 +7,7 @@
 #   docker build --target symbols --output DIRECTORY .           the runtime's symbols, for profilers and debuggers
 #
 # With `--build-context component=DIRECTORY` the component is DIRECTORY/component.wasm instead of the one here.
-# `./bake` builds all with their tags, for all architectures. Compilers always run on the building machine's architecture.
+# `./bake` builds the images with their tags, for all architectures. Compilers always run on the building machine's architecture.
 
 # A release names the digest, too: that of a tag changes.
 ARG RUST_IMAGE=rust:1.99.1-slim-bookworm

@@ -123,7 +123,7 @@ builds_the_same_binary() {
 # can have those of earlier builds.
 start_is_laid_out() {
   docker build --platform linux/arm64 --target symbols --output "$STATE/arm64" . &&
-    has_the_functions_of_its_profile x86_64 target/bench/wasi-essentials.symbols &&
+    has_the_functions_of_its_profile "$(uname -m)" target/bench/wasi-essentials.symbols &&
     has_the_functions_of_its_profile aarch64 "$STATE/arm64/wasi-essentials.symbols"
 }
 

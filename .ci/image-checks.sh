@@ -119,8 +119,8 @@ builds_the_same_binary() {
   cmp "$STATE/ci/wasi-essentials" "$built"
 }
 
-# The layout goes by names, which have the versions of crates in them. Of the runtime that `bench/run` has left: Cargo's directory
-# can have those of earlier builds.
+# The layout goes by names, which contain hashes of crates. Of this machine's runtime, the one that `bench/run` has left: Cargo's
+# directory can have those of earlier builds.
 start_is_laid_out() {
   docker build --platform linux/arm64 --target symbols --output "$STATE/arm64" . &&
     has_the_functions_of_its_profile "$(uname -m)" target/bench/wasi-essentials.symbols &&

@@ -2,11 +2,13 @@
 
 mod harness;
 
-use harness::{Connection, Guest, Server, TIMEOUT, get, listen, read_until, refusing_address};
+use harness::{
+    Connection, Guest, Killed, Server, TIMEOUT, get, listen, read_until, refusing_address,
+};
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 /// An example on a port of its own, served until it is dropped.
@@ -17,16 +19,7 @@ struct Example {
 
 enum Host {
     Server { _server: Server },
-    Wasmtime(Child),
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Self::Wasmtime(process) = self {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
+    Wasmtime { _process: Killed },
 }
 
 impl Example {
@@ -72,7 +65,9 @@ impl Example {
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
         Self {
             address: address.expect(&line),
-            _host: Host::Wasmtime(process),
+            _host: Host::Wasmtime {
+                _process: Killed(process),
+            },
         }
     }
 

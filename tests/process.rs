@@ -6,14 +6,14 @@ use harness::frames::{
     CONTINUATION, END, END_STREAM, HEADERS, METHOD_GET, frame, http2_head, http2_without_window,
 };
 use harness::{
-    CHUNKED_POST, Connection, PROGRAM, RAW, Server, WASI, assert_error, command, command_words,
-    listen, refusing_address, run, wait_until,
+    CHUNKED_POST, Connection, Killed, PROGRAM, RAW, Server, WASI, assert_error, command,
+    command_words, listen, refusing_address, run, wait_until,
 };
 use rustix::process::Signal;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 #[test]
@@ -182,16 +182,6 @@ fn clients_that_wait_for_the_load_are_served() {
     let pid = rustix::process::Pid::from_child(&process.0);
     rustix::process::kill_process(pid, Signal::TERM).expect("a running server");
     assert_eq!(process.0.wait().expect("it ends").code(), Some(0));
-}
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// As many clients may wait to be accepted as may be open, up to the limit of the system.

@@ -13,7 +13,7 @@ pub use guest::{Guest, RAW, SERVICES, SPIN, WASI};
 pub use http1::{CHUNKED_POST, Connection, Response, get, read_until};
 pub use resources::{established, raise_fd_limit};
 pub use server::{
-    MANAGEMENT, NO_ACCESS_LOG, PROGRAM, Server, assert_error, command, command_words, run,
+    Killed, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, Server, assert_error, command, command_words, run,
     run_trials,
 };
 

@@ -18,6 +18,16 @@ pub const MANAGEMENT: (&str, &str) = ("MANAGEMENT_LISTEN", "127.0.0.1:0");
 /// For servers whose log is to have no lines of requests.
 pub const NO_ACCESS_LOG: (&str, &str) = ("ACCESS_LOG", "off");
 
+/// A process that does not outlive its test.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A server process on a free port of 127.0.0.1. Killed when dropped, which prints its log if the test fails; its standard
 /// error is that of the test.
 pub struct Server {

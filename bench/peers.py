@@ -12,7 +12,7 @@ from process import ROOT, Missing, Server, on_path, say
 HERE = ROOT / "bench"
 KEPT = ROOT / "target" / "bench"  # Where the builds leave what is measured.
 # As much as the runtime keeps, or more.
-RESIDENT = "pooling-memory-keep-resident=262144,pooling-table-keep-resident=65536,pooling-async-stack-keep-resident=65536"
+RESIDENT = "pooling-memory-keep-resident=262144,pooling-table-keep-resident=262144,pooling-async-stack-keep-resident=65536"
 FRESH = ("--max-instance-reuse-count", "1")
 REUSED = ("--max-instance-reuse-count", "10000")
 

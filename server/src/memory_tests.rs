@@ -4,7 +4,7 @@
 
 use std::ffi::{c_int, c_void};
 
-/// Sizes around each threshold in `memory.c`.
+/// Sizes around each threshold in `memory.c` but the largest.
 const SIZES: [std::ops::RangeInclusive<usize>; 3] = [0..=260, 1000..=1060, 4090..=4100];
 
 unsafe extern "C" {
@@ -34,6 +34,45 @@ fn memcpy_copies_these_bytes_and_no_others() {
             let returned = unsafe { tested_memcpy(destination.cast(), start.add(from).cast(), n) };
             assert_eq!(returned, destination.cast());
             assert!(copied == expected, "{n} bytes from {from} to {to}");
+        }
+    }
+}
+
+/// The size from which `memory.c` copies past the caches.
+const HUGE: usize = 8 << 20;
+
+#[test]
+fn memcpy_copies_megabytes() {
+    /// Lines of 64 bytes are what these copies write.
+    #[repr(align(64))]
+    #[derive(Clone)]
+    struct Line([u8; 64]);
+
+    fn bytes(lines: &mut [Line]) -> &mut [u8] {
+        let (start, length) = (lines.as_mut_ptr(), size_of_val(lines));
+        // SAFETY: the lines are bytes, one after the other.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), length) }
+    }
+
+    let lines = vec![Line([0xff; 64]); HUGE / 64 + 4];
+    let mut source = lines.clone();
+    let pattern = test_pattern(HUGE + 256);
+    bytes(&mut source).copy_from_slice(&pattern);
+    for n in [HUGE - 1, HUGE, HUGE + 1, HUGE + 63, HUGE + 64, HUGE + 65] {
+        for (from, to) in [(0, 0), (0, 1), (0, 16), (1, 63), (7, 64), (64, 0)] {
+            let mut destination = lines.clone();
+            let destination = bytes(&mut destination);
+            // SAFETY: both ranges are within their vectors.
+            unsafe {
+                let to = destination.as_mut_ptr().add(to).cast();
+                tested_memcpy(to, bytes(&mut source).as_ptr().add(from).cast(), n);
+            }
+            let (before, after) = (&destination[..to], &destination[to + n..]);
+            assert!(before.iter().chain(after).all(|byte| *byte == 0xff));
+            assert!(
+                destination[to..to + n] == pattern[from..from + n],
+                "{n} bytes from {from} to {to}"
+            );
         }
     }
 }

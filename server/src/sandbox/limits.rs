@@ -15,6 +15,7 @@ pub struct Limits {
     pub requests_per_instance: u32,
     /// Maximum linear memory of an instance (`GUEST_MEMORY`).
     pub memory: MemorySize,
-    /// Linear memory that stays resident in a slot for the next instance (`GUEST_MEMORY_RESIDENT`).
+    /// Linear memory that stays resident in a slot for the next instance (`GUEST_MEMORY_RESIDENT`), and the most that its
+    /// tables keep in addition.
     pub resident: MemorySize,
 }

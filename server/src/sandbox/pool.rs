@@ -1,6 +1,6 @@
 //! The pool: an engine with preallocated slots of memory, tables and stacks for `MAX_REQUESTS` instances.
 
-use crate::component::description::Description;
+use crate::component::description::{Description, TABLE_ELEMENT_BYTES};
 use crate::component::engine;
 use crate::config::size::MemorySize;
 use crate::sandbox::limits::Limits;
@@ -70,6 +70,11 @@ fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
         memories, tables, ..
     } = *component;
     let elements = component.table_elements as usize;
+    // Each slot of a table keeps as much as the largest table starts with: `madvise` for those of JavaScript would interrupt the
+    // other cores in each request. All tables of a sandbox keep at most as much as its memories, or a page each.
+    let resident_table = (limits.resident.0 as usize / tables.max(1) as usize)
+        .min(elements * TABLE_ELEMENT_BYTES)
+        .max(4 << 10);
     let share = |size: MemorySize| component.memory_share(size.0);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
@@ -88,7 +93,7 @@ fn pool(component: &Description, limits: Limits) -> PoolingAllocationConfig {
         // stay resident, by default all of a small guest (see the root package's build.rs). The pages above are returned
         // to the kernel (`madvise`).
         .linear_memory_keep_resident(share(limits.resident))
-        .table_keep_resident(4 << 10)
+        .table_keep_resident(resident_table)
         // Wasmtime 48 can reset only the pages that `PAGEMAP_SCAN` reports as written and present. That misses a page that
         // is swapped out or migrating, so that the next instance would read the data of the last one.
         .pagemap_scan(Enabled::No);

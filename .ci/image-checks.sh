@@ -170,7 +170,7 @@ compile_rejects_invalid_components() {
   directory=$(mktemp -d)
   refuses() {
     local output
-    output=$(docker build -f target/any.Dockerfile "$directory" 2>&1) && fail "it builds: $1" && return 1
+    output=$(docker build -f target/any.Dockerfile "$directory" 2>&1) && { fail "it builds: $1"; return; }
     grep -E "^#[0-9]+ [0-9.]+ error: /component.wasm: $1" <<< "$output" || fail "$output"
   }
   : > "$directory/app.wasm" && refuses 'not a WebAssembly component' || return

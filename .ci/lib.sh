@@ -18,12 +18,11 @@ not_run() {
 
 # Waits up to 60 s for a command to succeed.
 await() {
-  local _
-  for _ in $(seq 240); do
-    if "$@" > /dev/null 2>&1; then return; fi
+  local end=$((SECONDS + 60))
+  until "$@" > /dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || fail "gave up on: $*" || return
     sleep 0.25
   done
-  fail "gave up on: $*"
 }
 
 free_port() {

@@ -70,7 +70,7 @@ bake_rejects_invalid_input() {
   is_error 2 "not logged in to $REGISTRY: run \`docker login $REGISTRY\`" \
     env DOCKER_CONFIG="$copy" ./bake --push || return
   # Without ./bake there is no version, and with that no tag.
-  output=$(docker buildx bake 2>&1) && fail "it builds without a version" && return 1
+  output=$(docker buildx bake 2>&1) && { fail "it builds without a version"; return; }
   grep 'invalid tag .*run ./bake, which takes it from Cargo.toml' <<< "$output"
 }
 
@@ -191,7 +191,7 @@ rebuild_detects_changed_layers() (
   gives_the_published_layers "$copy" "$image" 1.0.0 || exit
   # Another component, and nothing else.
   sed -i 's,/component,/other,' "$copy/Dockerfile"
-  gives_the_published_layers "$copy" "$image" 1.0.0 > "$copy/log" 2>&1 && fail "other layers pass" && exit 1
+  gives_the_published_layers "$copy" "$image" 1.0.0 > "$copy/log" 2>&1 && { fail "other layers pass"; exit; }
   for platform in linux/amd64 linux/arm64; do
     grep -x "error: $image:1.0.0 for $platform has other layers than a build with none" "$copy/log" || exit
   done

@@ -23,7 +23,7 @@ entry_points_exclude_each_other() {
   for features in "wasi spin" ""; do
     # With the profile of `build_components`, which has compiled most dependencies.
     output=$(cargo build --release --target wasm32-wasip2 --no-default-features --features "$features" 2>&1) &&
-      fail "features '$features' compile" && return 1
+      { fail "features '$features' compile"; return; }
     # This line and no others: what follows from the mistake would hide it.
     [ "$(grep -c '^error' <<< "$output")" = 2 ] &&
       grep -E '^error: (both `wasi` .* are enabled|no entry point): .*spin' <<< "$output" || fail "$output" || return

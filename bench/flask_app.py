@@ -1,4 +1,4 @@
-"""The sibling: the same two routes in Flask 2.3.3, and those of the other workloads."""
+"""The same service in Flask 2.3.3, with the routes of the other workloads."""
 
 from flask import Flask, jsonify, request
 

@@ -1,5 +1,5 @@
-//! The limit: the same routes without a sandbox, in the same HTTP server. Everything else that
-//! costs time is left out: no access log, no limits, no drain. It also has twins of the components of
+//! The baseline: the same routes without a sandbox, in the same HTTP server. Everything else that
+//! costs time is left out: no access log, no limits, no drain. It also has the routes of
 //! the other workloads: `POST /echo` of `examples/echo.rs`, `/large` of `tests/fixtures/service.rs`,
 //! and `/events` of `examples/stream.rs`.
 //!

@@ -1,4 +1,4 @@
-// The sibling in Node.js: its own HTTP server, in one process, or with WORKERS=n as a cluster of n processes.
+// The same service in Node.js, on its own HTTP server, in one process, or with WORKERS=n as a cluster of n processes.
 
 import cluster from "node:cluster";
 import { createServer } from "node:http";
@@ -7,7 +7,7 @@ const EVENT_INTERVAL_MS = 250;
 const large = Buffer.alloc(1 << 20, "x");
 
 const routes = {
-  "GET /": (_, response) => respond(response, 200, "text/plain; charset=utf-8", "Hello from Node.js!"),
+  "GET /": (_, response) => respond(response, 200, "text/plain; charset=utf-8", "Hello from Docker!"),
   "GET /health": (_, response) => respond(response, 200, "text/plain; charset=utf-8", "OK"),
   "GET /large": (_, response) => respond(response, 200, "text/plain; charset=utf-8", large),
   "GET /events": sendEvents,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use spin_sdk::http::Request;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Requests for it that this instance has seen.
+/// `/count` requests to this instance.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 #[spin_sdk::http_service]

@@ -32,7 +32,7 @@ async fn health(_: Request<Body>) -> Result<Response<Body>> {
     Ok(response)
 }
 
-/// Calls the route for these methods. `OPTIONS` names them; any other gets a 405 that does, too
+/// Calls the route for these methods. `OPTIONS` lists them, as does the 405 for other methods
 /// (RFC 9110, sections 9.3.7 and 15.5.6).
 async fn allow(
     methods: &[Method],

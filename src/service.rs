@@ -36,7 +36,7 @@ pub async fn handle(request: Request<Body>) -> Response<Body> {
         method: request.method().clone(),
         uri: request.uri().clone(),
     };
-    // The entry points differ in what they say of the length: `content-length` is the same in both.
+    // Hides the size hint, which differs between the entry points. `content-length` does not.
     let request = request.map(|body| StreamBody::new(BodyStream::new(body)).boxed_unsync());
     let response = routes::respond(request).await.and_then(|response| {
         check_fields(response.headers())?;
@@ -60,7 +60,7 @@ fn set_length(method: &Method, response: &mut Response<Body>) {
     let has_length = !matches!(response.status().as_u16(), 100..=199 | 204 | 304);
     let fields = response.headers_mut();
     match fields.get(CONTENT_LENGTH) {
-        // Of the body that is left out; `wasi:http` would compare it with the empty one that is there.
+        // The length of the omitted body: `wasi:http` would compare it with the empty one.
         Some(length) if is_left_out && *length != HeaderValue::from(bytes) => {
             fields.remove(CONTENT_LENGTH);
         }
@@ -97,7 +97,7 @@ pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-/// What a line of the log says of a request.
+/// A request as a log line names it.
 struct RequestLine {
     method: Method,
     uri: Uri,

@@ -20,18 +20,21 @@ const SHORT_TIMEOUT: (&str, &str) = ("GUEST_TIMEOUT", "2s");
 const NO_TIMEOUT: (&str, &str) = ("GUEST_TIMEOUT", "1h");
 
 /// Checks that a guest that fails on `path` gives its client `status` and the log one line with `reason`, and affects neither a
-/// request that runs at the same time nor the next one.
+/// response that is being sent nor the next request.
 #[track_caller]
 fn assert_contained(path: &str, status: u16, reason: &str) {
-    let timeout = match status {
-        504 => SHORT_TIMEOUT,
-        _ => NO_TIMEOUT,
+    let (timeout, slow) = match status {
+        504 => (SHORT_TIMEOUT, "/for-3s"),
+        _ => (NO_TIMEOUT, "/slow"),
     };
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, timeout]);
     let mut neighbour = Connection::open(server.address);
     neighbour
-        .send("GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .send(format!(
+            "GET {slow} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+        ))
         .expect("sent");
+    neighbour.wait_for_response().expect("its start");
     let mut connection = Connection::open(server.address);
     let response = connection.request("GET", path).expect("a response");
     assert_eq!(response.status, status);

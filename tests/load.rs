@@ -317,7 +317,7 @@ fn ten_thousand_connections_take_bounded_memory() {
     let mut another = Connection::open(server.address);
     let response = another.request("GET", "/").expect("a response");
     assert_eq!(response.status, 503);
-    // hyper's buffers and state: 24 KB with glibc's allocator, 20 KB with the shipped binary's.
+    // hyper's buffers and state: 24 KB with glibc's allocator, 19 KB with the shipped binary's.
     assert!(each < 32 << 10, "{each} bytes each");
     for connection in open.iter_mut().step_by(1000) {
         let response = connection.request("GET", "/").expect("a response");

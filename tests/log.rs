@@ -12,10 +12,8 @@ const SPAN: &str = "00f067aa0ba902b7";
 
 /// Sends a request with these fields.
 fn get_with(server: &Server, path: &str, fields: &str) -> Response {
-    let mut connection = Connection::open(server.address);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
-    connection.send(request).expect("sent");
-    connection.response("GET").expect("a response")
+    let response = Connection::open(server.address).get_with(path, fields);
+    response.expect("a response")
 }
 
 fn json(server: &mut Server) -> Value {
@@ -45,7 +43,7 @@ fn each_request_is_logged() {
 fn json_log_has_documented_fields() {
     let mut server = Server::start(WASI, &[("LOG_FORMAT", "json")]);
     server.get("/%22?x").expect("a response");
-    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    let line = json(&mut server);
     assert!(line["timestamp"].is_string() && line["duration_us"].is_u64());
     assert_eq!(line["severity_text"], "INFO");
     for end in ["client", "network.peer"] {
@@ -57,7 +55,7 @@ fn json_log_has_documented_fields() {
     assert_eq!(line["http.response.status_code"], 404);
     assert_eq!(line["http.response.body.size"], 9);
     server.signal(Signal::TERM);
-    let line: serde_json::Value = serde_json::from_str(&server.line()).expect("JSON");
+    let line = json(&mut server);
     assert_eq!(line["severity_text"], "INFO");
     // The client's connection may still be open.
     let body = line["body"].as_str().expect("a message");

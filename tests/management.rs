@@ -10,6 +10,7 @@ use harness::{
 };
 use rustix::process::Signal;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 /// Runs the health check as the image does: with the settings of the server and without arguments.
 fn healthcheck(management: SocketAddr) -> bool {
@@ -100,9 +101,11 @@ fn drain_delay_ends_only_readiness() {
 fn drain_follows_delay() {
     let env = [NO_ACCESS_LOG, ("DRAIN_DELAY", "50ms")];
     let mut server = Server::start(WASI, &env);
+    let started = Instant::now();
     server.signal(Signal::TERM);
     server.lines_until("SIGTERM: not ready, serving for another 50ms");
     server.lines_until("SIGTERM: shutting down, 0 connections open");
+    assert!(started.elapsed() >= Duration::from_millis(50));
     assert_eq!(server.wait().code(), Some(0));
 }
 

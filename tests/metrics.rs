@@ -5,8 +5,8 @@ mod harness;
 use harness::frames::http2_without_window;
 use harness::http2::Http2;
 use harness::{
-    Connection, MANAGEMENT, NO_ACCESS_LOG, PROGRAM, RAW, SERVICES, Server, WASI, listen,
-    read_until, refusing_address, serialize_tests, wait_until,
+    Connection, MANAGEMENT, NO_ACCESS_LOG, RAW, SERVICES, Server, WASI, listen, read_until,
+    refusing_address, run, serialize_tests, wait_until,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -314,11 +314,9 @@ fn outbound_requests_are_counted_by_outcome() {
             "http_client_rejected_requests_total{reason=\"not_allowed\"}".to_owned(),
         ),
     ] {
-        let mut connection = Connection::open(server.address);
-        let request =
-            format!("GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {authority}\r\n\r\n");
-        connection.send(request).expect("sent");
-        connection.response("GET").expect("a response");
+        let authority = format!("x-authority: {authority}\r\n");
+        let response = Connection::open(server.address).get_with("/outbound", &authority);
+        response.expect("a response");
         wait_for_sample(&server, &name, 1.0);
     }
     wait_for_sample(&server, "http_client_open_connections", 0.0);
@@ -333,10 +331,9 @@ fn outbound_requests_are_counted_by_outcome() {
         ("GUEST_TIMEOUT", "2s"),
     ];
     let server = Server::start(RAW, &env);
-    let mut connection = Connection::open(server.address);
-    let request = format!("GET /outbound HTTP/1.1\r\nHost: test\r\nx-authority: {address}\r\n\r\n");
-    connection.send(request).expect("sent");
-    assert_eq!(connection.response("GET").expect("a response").status, 504);
+    let authority = format!("x-authority: {address}\r\n");
+    let response = Connection::open(server.address).get_with("/outbound", &authority);
+    assert_eq!(response.expect("a response").status, 504);
     wait_for_sample(&server, &count("error_type=\"cancelled\""), 1.0);
 }
 
@@ -347,10 +344,7 @@ fn version_describes_server_and_component() {
     let response = response.expect("a response");
     assert_eq!(response.header("content-type"), ["application/json"]);
     let version: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
-    let program = std::process::Command::new(PROGRAM)
-        .arg("--version")
-        .output();
-    let program = String::from_utf8(program.expect("it runs").stdout).expect("UTF-8");
+    let program = String::from_utf8(run(&["--version"], &[]).stdout).expect("UTF-8");
     let expected = format!(
         "wasi-essentials {} (wasmtime {})\n",
         version["version"].as_str().expect("a version"),

@@ -61,10 +61,8 @@ fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"));
     let fields: String = fields.collect();
-    let mut connection = Connection::open(server.address);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
-    connection.send(request).expect("sent");
-    let response = connection.response("GET").expect("a response");
+    let response = Connection::open(server.address).get_with(path, &fields);
+    let response = response.expect("a response");
     assert_eq!(response.status, 200);
     response.text()
 }

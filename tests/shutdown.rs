@@ -125,7 +125,7 @@ fn shutdown_completes_response() {
     let _guard = serialize_tests();
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG]);
     let mut connection = Connection::open(server.address);
-    connection.send_request("GET", "/slow").expect("sent");
+    connection.send_request("GET", "/for-3s").expect("sent");
     connection.wait_for_response().expect("a first byte");
     server.signal(Signal::TERM);
     let response = connection.read_to_end().expect("the response, and the end");

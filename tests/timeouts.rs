@@ -70,7 +70,7 @@ fn nothing(_: u32) -> Vec<u8> {
     Vec::new()
 }
 
-/// Three connections on which these bytes are sent, and the time of that: as the first request, after a response, and
+/// Three connections on which these bytes are sent, and the start time: as the first request, after a response, and
 /// pipelined.
 fn connections(address: SocketAddr, bytes: &str) -> [(Case, (Connection, Instant)); 3] {
     let open = || Connection::open_with_small_buffer(address);

@@ -16,7 +16,7 @@ class ServicesAreHardened(BaseYamlCheck):
         )
 
     def scan_entity_conf(self, services, entity_type):
-        hardened = all(
+        hardened = bool(services) and all(
             service.get("read_only") is True
             and service.get("cap_drop") == ["ALL"]
             and {"cpus", "memory", "pids"} <= service.get("deploy", {}).get("resources", {}).get("limits", {}).keys()

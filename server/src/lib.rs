@@ -173,10 +173,10 @@ pub mod telemetry {
     pub(crate) mod trace;
 }
 
-/// Text of others, in lines of the log and of errors.
+/// Escapes untrusted text in logs and errors.
 mod escape;
 
-/// The line of an error for what the system denies at the start.
+/// The error line for a system call that fails at startup.
 #[cfg(feature = "serve")]
 mod startup_error;
 

@@ -43,29 +43,25 @@ const HUGE: usize = 8 << 20;
 
 #[test]
 fn memcpy_copies_megabytes() {
-    /// Lines of 64 bytes are what these copies write.
-    #[repr(align(64))]
-    #[derive(Clone)]
-    struct Line([u8; 64]);
-
-    fn bytes(lines: &mut [Line]) -> &mut [u8] {
-        let (start, length) = (lines.as_mut_ptr(), size_of_val(lines));
-        // SAFETY: the lines are bytes, one after the other.
-        unsafe { std::slice::from_raw_parts_mut(start.cast(), length) }
+    /// Returns the part that starts with a line of 64 bytes, of which these copies write whole ones.
+    fn lines(memory: &mut [u8]) -> &mut [u8] {
+        let start = memory.as_ptr().align_offset(64);
+        &mut memory[start..][..HUGE + 256]
     }
 
-    let lines = vec![Line([0xff; 64]); HUGE / 64 + 4];
-    let mut source = lines.clone();
     let pattern = test_pattern(HUGE + 256);
-    bytes(&mut source).copy_from_slice(&pattern);
+    let mut source = vec![0; HUGE + 320];
+    let source = lines(&mut source);
+    source.copy_from_slice(&pattern);
+    let mut destination = vec![0; HUGE + 320];
+    let destination = lines(&mut destination);
     for n in [HUGE - 1, HUGE, HUGE + 1, HUGE + 63, HUGE + 64, HUGE + 65] {
         for (from, to) in [(0, 0), (0, 1), (0, 16), (1, 63), (7, 64), (64, 0)] {
-            let mut destination = lines.clone();
-            let destination = bytes(&mut destination);
+            destination.fill(0xff);
             // SAFETY: both ranges are within their vectors.
             unsafe {
                 let to = destination.as_mut_ptr().add(to).cast();
-                tested_memcpy(to, bytes(&mut source).as_ptr().add(from).cast(), n);
+                tested_memcpy(to, source.as_ptr().add(from).cast(), n);
             }
             let (before, after) = (&destination[..to], &destination[to + n..]);
             assert!(before.iter().chain(after).all(|byte| *byte == 0xff));

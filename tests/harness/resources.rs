@@ -1,16 +1,16 @@
 //! Resources of a server, as Linux reports them: memory, file descriptors, connections.
 
-use super::Server;
+use super::{Server, command_words};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 impl Server {
     /// Resident memory, in bytes.
     pub fn resident_memory(&self) -> u64 {
-        resident(self.process.id())
+        resident(self.process.0.id())
     }
 
     /// The process that listens on the server's address. It is not a child of this one if it runs in a container.
@@ -40,9 +40,9 @@ impl Server {
         groups.expect("a running server")
     }
 
-    /// Returns true if the server runs in a container of Docker.
+    /// Returns true if the server runs in a container: if `SERVER` is a command of Docker.
     pub fn is_contained(&self) -> bool {
-        self.cgroups().contains("docker")
+        Path::new(&command_words()[0]).ends_with("docker")
     }
 
     /// Memory of the server's control group and the buffers of its sockets, in bytes. Outside of a container, it is the
@@ -93,7 +93,7 @@ impl Server {
 
     /// Sets the process's limit of file descriptors.
     pub fn limit_fds(&self, limit: u64) {
-        let pid = Pid::from_child(&self.process);
+        let pid = Pid::from_child(&self.process.0);
         let limit = Rlimit {
             current: Some(limit),
             maximum: Some(limit),

@@ -21,22 +21,28 @@ pub const NO_ACCESS_LOG: (&str, &str) = ("ACCESS_LOG", "off");
 /// A process that does not outlive its test.
 pub struct Killed(pub Child);
 
-impl Drop for Killed {
-    fn drop(&mut self) {
+impl Killed {
+    fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
 /// A server process on a free port of 127.0.0.1. Killed when dropped, which prints its log if the test fails; its standard
 /// error is that of the test.
 pub struct Server {
-    pub(super) process: Child,
+    pub(super) process: Killed,
     pub startup_line: String,
     pub address: SocketAddr,
     /// The rest of its standard output, until a test reads a line.
     log: Option<Box<dyn BufRead + Send>>,
-    /// Its lines, from then on.
+    /// Lines that are not yet read.
     lines: Option<mpsc::Receiver<String>>,
     /// Those that the test has read.
     read_lines: Vec<String>,
@@ -61,13 +67,13 @@ impl Server {
     }
 
     pub fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
-        let mut process = command
+        let process = command
             .args(["--listen", "127.0.0.1:0"])
             .envs(env.iter().copied())
             .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut log = BufReader::new(process.stdout.take().expect("a pipe"));
+            .spawn();
+        let mut process = Killed(process.expect("the server starts"));
+        let mut log = BufReader::new(process.0.stdout.take().expect("a pipe"));
         let mut line = String::new();
         log.read_line(&mut line).expect("the startup line");
         let (_, address) = line.split_once("http://").expect(&line);
@@ -153,7 +159,7 @@ impl Server {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.process);
+        let pid = Pid::from_child(&self.process.0);
         rustix::process::kill_process(pid, signal).expect("a running server");
     }
 
@@ -161,7 +167,7 @@ impl Server {
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         wait_until("the server exits", || {
-            status = self.process.try_wait().expect("a child");
+            status = self.process.0.try_wait().expect("a child");
             status.is_some()
         });
         status.expect("a status")
@@ -169,7 +175,7 @@ impl Server {
 
     /// Kills the process and prints its log.
     pub fn print_log(&mut self) {
-        self.kill();
+        self.process.kill();
         eprint!("log of the server:\n{}", self.startup_line);
         let read = std::mem::take(&mut self.read_lines);
         read.iter().for_each(|line| eprintln!("{line}"));
@@ -179,18 +185,12 @@ impl Server {
             eprintln!("{line}");
         }
     }
-
-    fn kill(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        match std::thread::panicking() {
-            true => self.print_log(),
-            false => self.kill(),
+        if std::thread::panicking() {
+            self.print_log();
         }
     }
 }

@@ -34,8 +34,8 @@ pub fn check_statuses(mut stream: &TcpStream, expected: &str) -> Result<(), Stri
     ))
 }
 
-/// Reads frames until the server closes the connection, or has responded to the last request, and if `expected` is of stream
-/// 1, on that, too.
+/// Reads frames until the server closes the connection, or has responded to the last request and, if `expected` is about
+/// stream 1, to that.
 pub fn check_frames(stream: &TcpStream, expected: Expected) -> Result<(), String> {
     let mut outcome = Outcome::default();
     let is_of_stream = matches!(expected, Expected::StreamError(_) | Expected::Status(_));

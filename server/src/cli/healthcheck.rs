@@ -13,8 +13,12 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// One line, unless the status of the response is 200.
 pub fn check(address: SocketAddr, path: &str) -> Result<(), String> {
     let address = loopback_for(address);
-    let status = fetch_status(address, path)
-        .map_err(|error| format!("{address} is not healthy: {error}"))?;
+    let status = fetch_status(address, path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("{address} is not healthy: no response within {TIMEOUT:?}")
+        }
+        _ => format!("{address} is not healthy: {error}"),
+    })?;
     match status.as_str() {
         "200" => Ok(()),
         _ => Err(format!(

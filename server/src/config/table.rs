@@ -49,7 +49,7 @@ pub fn help() -> String {
         settings.iter().map(row).collect()
     };
     format!(
-        "Settings, from the environment:\n{}In a container with less than 577 MiB of memory, MAX_CONNECTIONS and GUEST_MEMORY_TOTAL are less by default.\n\n\
+        "Settings, from the environment:\n{}In a container with less than 577 MiB of memory, MAX_CONNECTIONS is lower by default; below 512 MiB, GUEST_MEMORY_TOTAL, too.\n\n\
          What the component may use, which is nothing by default:\n{}",
         rows(&SERVER),
         rows(&GRANTS)

@@ -51,7 +51,7 @@ pub struct ConnectionBuffers {
     /// Kept until the connection closes, because hyper keeps its buffer as long.
     long_head: Option<Reservation>,
     streams: Option<Reservation>,
-    /// For responses that HTTP has and the kernel does not yet.
+    /// For responses that hyper has not written yet.
     responses: Vec<Reservation>,
     is_exhausted: bool,
 }
@@ -102,7 +102,7 @@ impl ConnectionBuffers {
         self.responses.append(response);
     }
 
-    /// Releases the reservations of responses, which the kernel has by now.
+    /// Releases the reservations of responses, which have been written.
     pub fn on_flush(&mut self) {
         self.responses.clear();
     }

@@ -1,8 +1,8 @@
 //! The record of a request: counted, and logged if the access log is on, when the response has been sent or the client has
 //! disconnected.
 //!
-//! Both end in a drop: hyper drops the future of the response while there is none, and its body later. So the record is
-//! written by [`RequestRecord`]'s `drop`. Its status is 499 until there is a response.
+//! hyper then drops the response's body or, if there is no response yet, its future. So [`RequestRecord`]'s `drop` writes
+//! the record. Its status is 499 until there is a response.
 
 use crate::connection::in_flight::InFlightRequest;
 use crate::request::service::Service;

@@ -48,9 +48,9 @@ FROM scratch AS component
 COPY --from=component-build /build/target/wasm32-wasip2/image/wasi_essentials.wasm /component.wasm
 
 
-# The server's manifests without the component's: another dependency of the component compiles no server.
+# The server's manifests without the component's: another dependency or version of the component compiles no server.
 FROM manifests AS server-manifests
-RUN awk '/^\[/ { keep = /^\[(workspace|profile)/ } keep' Cargo.toml > server.toml \
+RUN awk '/^\[/ { keep = /^\[(workspace|profile)/ } keep && !/^version = /' Cargo.toml > server.toml \
     && mv server.toml Cargo.toml \
     && cargo update --workspace
 

@@ -22,6 +22,10 @@ class Missing(Exception):
     """Raised with the reason when a row cannot be measured here."""
 
 
+class NotStarted(Missing):
+    """A server that has exited at its start, or does not respond."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A request that is sent again and again; `is_expected` checks the body of its response."""
@@ -74,9 +78,9 @@ def await_response(port, request, started, process=None):
     """Waits until `request` gets a 200; returns the seconds since `started`."""
     while not responds(port, request):
         if process and process.poll() is not None:
-            raise Missing(f"exited with {process.returncode} at its start")
+            raise NotStarted(f"exited with {process.returncode} at its start")
         if time.perf_counter() - started > START_TIMEOUT:
-            raise Missing(f"no response with 200 within {START_TIMEOUT} s")
+            raise NotStarted(f"no response with 200 within {START_TIMEOUT} s")
         time.sleep(0.0002)
     return time.perf_counter() - started
 

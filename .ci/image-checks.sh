@@ -25,8 +25,9 @@ edit_route() {
   sed -i "s/Hello from Docker!/Hello from $EPOCHREALTIME!/" src/routes.rs
 }
 
-add_dependency() {
-  cargo add --quiet hex && sed -i "s/^hex = .*/& # $EPOCHREALTIME/" Cargo.toml
+change_manifest() {
+  sed -i '0,/^version = .*/s//version = "99.0.0"/' Cargo.toml && cargo add --quiet hex &&
+    sed -i "s/^hex = .*/& # $EPOCHREALTIME/" Cargo.toml && cargo update --quiet --workspace
 }
 
 # Names the crates that the last build has compiled.
@@ -43,8 +44,8 @@ edit_is_cheap() {
   paste <(layers wasi-essentials:ci) <(layers wasi-essentials:ci-edit) | tee "$STATE/layers"
   awk '$1 == $2 { same = same NR } END { exit !(NR == 2 && same == "1") }' "$STATE/layers" ||
     fail "another layer than the component's alone has changed" || return
-  # Another dependency of the component compiles the component's crates, and no server.
-  build_edited add_dependency || return
+  # Another version and another dependency of the service compile the component's crates, and no server.
+  build_edited change_manifest || return
   compiled
   [[ " $(compiled) " == *" hex "* ]] || fail "the new dependency is not compiled" || return
   ! compiled | grep -E '(^| )(server|wasmtime)( |$)'

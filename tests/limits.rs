@@ -374,13 +374,21 @@ fn slow_clients_leave_sandboxes_for_others() {
             started.elapsed() < MAX_P99
         });
         assert_served(address);
-        let open = established(address);
-        let held = slow.iter().filter(|it| open.contains(&it.local_port()));
-        let held = held.count();
+        let held = count_open(address, &slow);
         println!("{held} connections, {} MiB", server.memory() >> 20);
         // Over HTTP/2, some find no buffers.
         assert!(held > EACH / 2, "only {held} connections are open");
     }
+}
+
+/// Counts the connections that the server has not closed.
+fn count_open<'a>(
+    address: SocketAddr,
+    connections: impl IntoIterator<Item = &'a Connection>,
+) -> usize {
+    let open = established(address);
+    let is_open = |it: &&Connection| open.contains(&it.local_port());
+    connections.into_iter().filter(is_open).count()
 }
 
 /// A preface by which streams have a window of no bytes, and a request for this path.
@@ -504,11 +512,7 @@ fn healthy_client_is_served_among_worst_clients() {
         assert_eq!(text, "fine", "after {:?}", started.elapsed());
         max = max.max(server.memory());
     }
-    let open = established(address);
-    let held = clients
-        .iter()
-        .filter(|it| open.contains(&it.0.local_port()));
-    let held = held.count();
+    let held = count_open(address, clients.iter().map(|it| &it.0));
     println!(
         "{} MiB for {held} of {connections} connections, {reopened} of them reopened",
         max >> 20

@@ -3,18 +3,12 @@
 mod harness;
 
 use harness::http2::Http2;
-use harness::{Connection, NO_ACCESS_LOG, RAW, Response, Server, WASI};
+use harness::{Connection, NO_ACCESS_LOG, RAW, Server, WASI};
 use rustix::process::Signal;
 use serde_json::Value;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
-
-/// Sends a request with these fields.
-fn get_with(server: &Server, path: &str, fields: &str) -> Response {
-    let response = Connection::open(server.address).get_with(path, fields);
-    response.expect("a response")
-}
 
 fn json(server: &mut Server) -> Value {
     let line = server.line();
@@ -127,7 +121,7 @@ fn unread_log_does_not_block_requests() {
 fn lines_have_trace_of_request() {
     let context = format!("traceparent: 00-{TRACE}-{SPAN}-01\r\nx-request-id: unused\r\n");
     let mut server = Server::start(RAW, &[]);
-    get_with(&server, "/log", &context);
+    server.get_with("/log", &context);
     let id = format!("trace={TRACE} span={SPAN}");
     let line = server.line();
     assert!(
@@ -141,7 +135,7 @@ fn lines_have_trace_of_request() {
         "{line}"
     );
 
-    get_with(&server, "/trap", "x-request-id: 7b1c\r\n");
+    server.get_with("/trap", "x-request-id: 7b1c\r\n");
     let lines = server.lines_until(" ERROR [request=7b1c] GET /trap: the guest trapped");
     assert!(
         lines
@@ -153,7 +147,7 @@ fn lines_have_trace_of_request() {
     assert!(line.ends_with("us request=7b1c"), "{line}");
 
     let mut server = Server::start(RAW, &[("LOG_FORMAT", "json")]);
-    get_with(&server, "/log", &context);
+    server.get_with("/log", &context);
     let line = json(&mut server);
     assert_eq!(
         (&line["body"], &line["log.iostream"]),
@@ -164,7 +158,7 @@ fn lines_have_trace_of_request() {
         assert_eq!(line["span_id"], SPAN, "{line}");
         assert_eq!(line["request_id"], Value::Null, "{line}");
     }
-    get_with(&server, "/silent", "x-request-id: 7b1c\r\n");
+    server.get_with("/silent", "x-request-id: 7b1c\r\n");
     let line = json(&mut server);
     assert_eq!(line["body"], "GET /silent: the guest returned no response");
     assert_eq!(
@@ -179,7 +173,7 @@ fn lines_have_trace_of_request() {
 fn lines_of_reused_guest_have_id_of_request() {
     let mut server = Server::start(RAW, &[NO_ACCESS_LOG, ("REQUESTS_PER_SANDBOX", "10")]);
     for id in ["first", "second"] {
-        get_with(&server, "/log", &format!("x-request-id: {id}\r\n"));
+        server.get_with("/log", &format!("x-request-id: {id}\r\n"));
         let line = server.line();
         assert!(
             line.ends_with(&format!(" [request={id}] guest: a line")),
@@ -188,7 +182,7 @@ fn lines_of_reused_guest_have_id_of_request() {
         server.line();
     }
     // An unfinished line keeps the id of its request.
-    get_with(&server, "/log-part", "x-request-id: third\r\n");
+    server.get_with("/log-part", "x-request-id: third\r\n");
     let line = server.line();
     assert!(
         line.ends_with(" INFO [request=third] guest: part"),
@@ -207,7 +201,7 @@ fn invalid_trace_is_not_logged() {
         "x-request-id: a b\r\n".to_owned(),
         "x-request-id: a\r\nx-request-id: b\r\n".to_owned(),
     ] {
-        get_with(&server, "/", &fields);
+        server.get_with("/", &fields);
         let line = server.line();
         assert!(line.ends_with("us"), "{line}");
     }
@@ -219,10 +213,10 @@ fn only_trusted_proxies_set_client_address() {
     let trusted = [("TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")];
     let json_too = [trusted[0], ("LOG_FORMAT", "json")];
     let mut server = Server::start(WASI, &trusted);
-    get_with(&server, "/", fields);
+    server.get_with("/", fields);
     let line = server.line();
     assert!(line.contains(" INFO 203.0.113.7 GET / 200 "), "{line}");
-    get_with(&server, "/", "forwarded: for=\"[2001:db8::7]:4711\"\r\n");
+    server.get_with("/", "forwarded: for=\"[2001:db8::7]:4711\"\r\n");
     let line = server.line();
     assert!(
         line.contains(" INFO [2001:db8::7]:4711 GET / 200 "),
@@ -239,14 +233,14 @@ fn only_trusted_proxies_set_client_address() {
     assert!(line.contains(" INFO 203.0.113.7 GET / 200 "), "{line}");
 
     let mut server = Server::start(WASI, &json_too);
-    get_with(&server, "/", fields);
+    server.get_with("/", fields);
     let line = json(&mut server);
     assert_eq!(line["client.address"], "203.0.113.7");
     assert_eq!(line["client.port"], Value::Null);
     assert_eq!(line["network.peer.address"], "127.0.0.1");
 
     let mut server = Server::start(WASI, &[]);
-    get_with(&server, "/", fields);
+    server.get_with("/", fields);
     let line = server.line();
     assert!(line.contains(" INFO 127.0.0.1:"), "{line}");
 }

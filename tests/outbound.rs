@@ -61,8 +61,7 @@ fn outbound(server: &Server, path: &str, fields: &[(&str, &str)]) -> String {
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"));
     let fields: String = fields.collect();
-    let response = Connection::open(server.address).get_with(path, &fields);
-    let response = response.expect("a response");
+    let response = server.get_with(path, &fields);
     assert_eq!(response.status, 200);
     response.text()
 }

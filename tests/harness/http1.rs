@@ -87,14 +87,6 @@ impl Connection {
         self.send(format!("{method} {target} HTTP/1.1\r\nHost: test\r\n\r\n"))
     }
 
-    /// Sends a `GET` request with these lines of fields; returns the response.
-    pub fn get_with(&mut self, target: &str, fields: &str) -> io::Result<Response> {
-        self.send(format!(
-            "GET {target} HTTP/1.1\r\nHost: test\r\n{fields}\r\n"
-        ))?;
-        self.response("GET")
-    }
-
     /// Sends the body of a [`CHUNKED_POST`]: 16 chunks of 1 MiB, and the end.
     pub fn send_16_chunks(&mut self) -> io::Result<()> {
         let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));

@@ -144,6 +144,15 @@ impl Server {
         Connection::open(self.address).request("GET", target)
     }
 
+    /// Sends a `GET` request with these lines of fields over a connection of its own; returns the response.
+    #[track_caller]
+    pub fn get_with(&self, target: &str, fields: &str) -> Response {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
+        let mut connection = Connection::open(self.address);
+        connection.send(request).expect("sent");
+        connection.response("GET").expect("a response")
+    }
+
     /// Sends a request to a path on which the guest logs `waiting`; returns the connection when it has.
     pub fn waiting_request(&mut self, path: &str) -> Connection {
         let mut connection = Connection::open(self.address);
